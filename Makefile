@@ -1,0 +1,63 @@
+# Braid: `make` alone prints what each target does.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+export CGO_ENABLED ?= 0
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -s -w
+NAME    ?= demo
+# Debian packages that the playground and the tests call; `make deps` installs what is missing.
+TOOLS   := ip:iproute2 nft:nftables iptables:iptables dig:dnsutils curl:curl ping:iputils-ping tcpdump:tcpdump gcc:gcc
+
+.PHONY: help
+help: ## print this text
+	@echo "Braid: names, services and pods for a Kubernetes cluster"
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build bin/coredns, bin/netagent and bin/braid
+	@mkdir -p bin
+	go build -trimpath -ldflags "$(LDFLAGS) -X github.com/coredns/coredns/coremain.GitCommit=$(COMMIT)" -o bin/coredns ./coredns-build
+	go build -trimpath -ldflags "$(LDFLAGS) -X github.com/braidnet/braid/netagent/cli.Version=$(VERSION)" -o bin/netagent ./netagent
+	go build -trimpath -ldflags "$(LDFLAGS)" -o bin/braid ./cni
+
+.PHONY: deps
+deps: ## install the Debian packages that demo and test need (as root, only what is missing)
+	@missing=(); for t in $(TOOLS); do command -v $${t%%:*} >/dev/null || [ -x /usr/sbin/$${t%%:*} ] || missing+=($${t##*:}); done; \
+	if [ $${#missing[@]} -gt 0 ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing $${missing[*]}"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; \
+	  else echo "please install these packages and try again: $${missing[*]}" >&2; exit 1; fi; \
+	fi
+
+.PHONY: demo
+demo: build deps ## start a three-node playground on this machine and tour it (root; NAME=demo)
+	bin/netagent lab down --name $(NAME)
+	bin/netagent lab up --name $(NAME) --nodes 3 examples
+	bin/netagent lab tour --name $(NAME)
+
+.PHONY: demo-down
+demo-down: ## remove every trace of the playground
+	@if [ -x bin/netagent ]; then bin/netagent lab down --name $(NAME); else $(MAKE) --no-print-directory build && bin/netagent lab down --name $(NAME); fi
+
+.PHONY: test
+test: build deps ## run every test: units, kernel tests in network namespaces, the playground (root)
+	CGO_ENABLED=1 go test -race -timeout 20m ./internal/... ./plugin/... ./netagent/... ./cni/... ./coredns-build/...
+	go test -timeout 40m -v ./test/... 2>&1 | test/summary
+
+.PHONY: bench
+bench: ## run the benchmarks that exist so far
+	go test -run '^$$' -bench . -benchmem ./internal/... ./netagent/... ./plugin/...
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt-ed:" $$out; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+
+.PHONY: clean
+clean: ## remove bin/
+	rm -rf bin
