@@ -1,0 +1,196 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/internal/reconcile"
+	"github.com/braidnet/braid/internal/source/dir"
+	"github.com/braidnet/braid/internal/source/kube"
+	"github.com/braidnet/braid/netagent/status"
+)
+
+// Agent is one running node agent.
+type Agent struct {
+	cfg      Config
+	log      *slog.Logger
+	store    *model.Store
+	started  time.Time
+	services *services // nil with service mode "none"
+	overlay  *overlayRunner
+	loops    []*reconcile.Loop          // in the order they are reported
+	byName   map[string]*reconcile.Loop // the same
+
+	mu       sync.Mutex
+	problems []status.Problem
+}
+
+// Run runs the agent until ctx ends. It leaves the kernel as it is: traffic does not depend on a
+// running agent, and the next one adopts what it finds.
+func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	a := &Agent{cfg: cfg, log: cfg.Log.With("node", cfg.Node), store: model.NewStore(),
+		started: time.Now(), byName: map[string]*reconcile.Loop{}}
+	if err := a.build(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+
+	socket, err := listenSocket(cfg.Socket())
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	var wg sync.WaitGroup
+	wg.Go(func() { a.serve(ctx, socket, a.adminHandler()) })
+	if cfg.HTTP != "" {
+		l, err := listenHTTP(ctx, cfg.HTTP)
+		if err != nil {
+			return err
+		}
+		wg.Go(func() { a.serve(ctx, l, a.healthHandler()) })
+	}
+	wg.Go(func() {
+		if err := a.runSource(ctx); err != nil && ctx.Err() == nil {
+			cancel(fmt.Errorf("read the cluster from %s: %w", cfg.source(), err))
+		}
+	})
+	a.work(ctx, &wg)
+	wg.Wait()
+	a.log.Info("stopped: the kernel stays as it is")
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+// build makes the planners and their loops; nothing is written to the kernel yet.
+func (a *Agent) build() error {
+	if a.cfg.Overlay != "none" {
+		a.overlay = newOverlayRunner(a.cfg, a.store, a.log)
+		a.addLoop("overlay", a.overlay.step, 30*time.Second)
+	}
+	if a.cfg.ServiceMode != "none" {
+		s, err := newServices(a.cfg)
+		if err != nil {
+			return err
+		}
+		a.services = s
+		a.addLoop("services", s.step, serviceAudit)
+	}
+	if a.cfg.CNIConfDir != "" {
+		a.addLoop("cni", a.cniStep, 10*time.Second)
+	}
+	return nil
+}
+
+func (a *Agent) addLoop(name string, step reconcile.Step, audit time.Duration) {
+	l := reconcile.New(reconcile.Config{Name: name, Step: step, Audit: audit, Revision: a.store.Rev, Log: a.log})
+	a.loops = append(a.loops, l)
+	a.byName[name] = l
+}
+
+// work waits for the first full state, then starts the loops: overlay and services side by side,
+// the CNI configuration when both are in force, so that no pod is made before it can be reached.
+func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
+	a.log.Info("waiting for the first full state of the cluster", "source", a.cfg.source())
+	select {
+	case <-ctx.Done():
+		return
+	case <-a.store.Synced():
+	}
+	a.log.Info("cluster state complete", "rev", a.store.Rev(), "took", time.Since(a.started).Round(time.Millisecond))
+	cancel := a.store.Subscribe(a.onChange)
+	defer cancel()
+	if a.overlay != nil {
+		wg.Go(func() { a.overlay.watch(ctx, a.byName["overlay"].Kick) })
+	}
+	cni := a.byName["cni"]
+	for _, l := range a.loops {
+		if l != cni {
+			wg.Go(func() { l.Run(ctx) })
+		}
+	}
+	for _, l := range a.loops {
+		if l == cni {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.Ready():
+		}
+	}
+	if cni != nil {
+		wg.Go(func() { cni.Run(ctx) })
+	}
+	<-ctx.Done()
+}
+
+// onChange is the store's subscriber: it marks what depends on the changes and returns.
+func (a *Agent) onChange(rev uint64, changes []model.Change) {
+	if a.services != nil {
+		a.services.planner.Apply(rev, changes)
+		if a.services.planner.Dirty() {
+			a.byName["services"].Kick()
+		}
+	}
+	if !slices.ContainsFunc(changes, func(c model.Change) bool { return c.Kind == model.KindNode }) {
+		return
+	}
+	for _, name := range []string{"overlay", "cni"} {
+		if l := a.byName[name]; l != nil {
+			l.Kick()
+		}
+	}
+}
+
+func (a *Agent) setProblems(p []status.Problem) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.problems = p
+}
+
+func (a *Agent) runSource(ctx context.Context) error {
+	if a.cfg.Manifests != "" {
+		return dir.Run(ctx, a.cfg.Manifests, a.store, dir.Options{Logger: a.log, Problems: a.setProblems})
+	}
+	rest, err := kube.Config(a.cfg.Kubeconfig, a.cfg.Context)
+	if err != nil {
+		return err
+	}
+	return kube.Run(ctx, rest, a.store, kube.Options{Kinds: model.Kinds, Logger: a.log})
+}
+
+// report gathers the agent's state.
+func (a *Agent) report() status.Report {
+	r := status.Report{Node: a.cfg.Node, Version: a.cfg.Version, Started: a.started, Source: a.cfg.source(),
+		Synced: a.store.HasSynced(), Revision: a.store.Rev(), Objects: map[string]int{},
+		Policies: a.store.Len(model.KindNetworkPolicy)}
+	for _, k := range model.Kinds {
+		r.Objects[string(k)] = a.store.Len(k)
+	}
+	for _, l := range a.loops {
+		s := l.Status()
+		if s.Ready && !s.Failing && !s.Pending {
+			s.Revision = r.Revision // nothing since then concerned it
+		}
+		if s.Name == "services" {
+			s.Notes = append(s.Notes, a.services.notes()...)
+		}
+		r.Subsystems = append(r.Subsystems, s)
+	}
+	a.mu.Lock()
+	r.Problems = append(r.Problems, a.problems...)
+	a.mu.Unlock()
+	return r
+}

@@ -1,0 +1,51 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Cleanup removes everything that agent and CNI plugin ever made on this node, and nothing else. It
+// returns what it removed, also when something failed; it refuses while an agent is running.
+func Cleanup(ctx context.Context, c Config) (removed []string, err error) {
+	if conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", c.Socket()); err == nil {
+		conn.Close()
+		return nil, fmt.Errorf("an agent is running (%s answers) and would put everything back: stop it first", c.Socket())
+	}
+	var errs []error
+	// First the configuration, so that no runtime makes a pod while the rest goes.
+	removed, errs = removeFiles(removed, errs, filepath.Join(c.CNIConfDir, Conflist), c.Socket(), filepath.Join(c.StateDir, "networks", "braid"))
+	for _, d := range dataplanes {
+		dp, err := d.new(c.Log)
+		if err != nil {
+			continue // this mode cannot work here, so nothing of it can be here
+		}
+		had, err := dp.Cleanup()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", d.mode, err))
+		}
+		removed = append(removed, had...)
+	}
+	links, err := removeLinks()
+	removed = append(removed, links...)
+	return removed, errors.Join(append(errs, err)...)
+}
+
+func removeFiles(removed []string, errs []error, paths ...string) ([]string, []error) {
+	for _, p := range paths {
+		if _, err := os.Lstat(p); err != nil {
+			continue
+		}
+		if err := os.RemoveAll(p); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		removed = append(removed, p)
+	}
+	return removed, errs
+}

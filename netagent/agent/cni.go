@@ -1,0 +1,113 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/internal/reconcile"
+)
+
+// Conflist is the file name of the CNI configuration. Runtimes take the first file by name.
+const Conflist = "10-braid.conflist"
+
+type cniRange struct {
+	Subnet netip.Prefix `json:"subnet"`
+}
+
+type cniIPAM struct {
+	Ranges  [][]cniRange `json:"ranges"`
+	DataDir string       `json:"dataDir"`
+}
+
+type cniPlugin struct {
+	Type   string  `json:"type"`
+	Bridge string  `json:"bridge"`
+	MTU    int     `json:"mtu,omitempty"`
+	IPAM   cniIPAM `json:"ipam"`
+}
+
+type cniConflist struct {
+	Version string      `json:"cniVersion"`
+	Name    string      `json:"name"`
+	Plugins []cniPlugin `json:"plugins"`
+}
+
+// cniStep writes the conflist that makes the runtime call our CNI plugin. It runs only after
+// overlay and services are in force, and repairs the file when somebody changed or removed it.
+func (a *Agent) cniStep(context.Context) (reconcile.Outcome, error) {
+	node, _ := a.store.Get(model.Ref{Kind: model.KindNode, Key: model.Key{Name: a.cfg.Node}}).(*model.Node)
+	switch {
+	case node == nil:
+		return reconcile.Outcome{}, fmt.Errorf("Node %s is not in the cluster: is --node the name that `kubectl get nodes` prints?", a.cfg.Node)
+	case len(node.PodCIDRs) == 0:
+		return reconcile.Outcome{}, fmt.Errorf("%s has no spec.podCIDRs: let the controller manager allocate them (--allocate-node-cidrs) or set them", node.Origin)
+	}
+	want, err := json.MarshalIndent(a.conflist(node), "", "  ")
+	if err != nil {
+		return reconcile.Outcome{}, err
+	}
+	path := filepath.Join(a.cfg.CNIConfDir, Conflist)
+	out := reconcile.Outcome{Summary: fmt.Sprintf("%s: pods get %v", path, node.PodCIDRs)}
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, want) {
+		return out, nil
+	}
+	out.Changes = []string{"wrote " + path}
+	return out, writeFileAtomic(path, want, 0o644)
+}
+
+func (a *Agent) conflist(node *model.Node) cniConflist {
+	p := cniPlugin{Type: "braid", Bridge: "braid0", IPAM: cniIPAM{DataDir: filepath.Join(a.cfg.StateDir, "networks")}}
+	if a.overlay != nil {
+		p.MTU = a.overlay.mtu()
+	}
+	for _, c := range node.PodCIDRs {
+		p.IPAM.Ranges = append(p.IPAM.Ranges, []cniRange{{c}})
+	}
+	return cniConflist{Version: "1.0.0", Name: "braid", Plugins: []cniPlugin{p}}
+}
+
+// writeFileAtomic replaces a file so that a reader or a power cut sees the old or the new content,
+// never half of it. The temporary name has no suffix that a CNI runtime would read.
+func writeFileAtomic(path string, data []byte, mode os.FileMode) (err error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, ".braid-*.tmp")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			os.Remove(f.Name())
+		}
+	}()
+	if _, err = f.Write(data); err != nil {
+		return err
+	}
+	if err = f.Chmod(mode); err != nil {
+		return err
+	}
+	if err = f.Sync(); err != nil {
+		return err
+	}
+	if err = f.Close(); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

@@ -1,0 +1,84 @@
+// Package agent wires one node together: a source fills the store, planners turn it into desired
+// state, and loops bring the kernel to it. It also answers for itself: status, health, metrics.
+package agent
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Service modes and overlay backends that a Config accepts.
+var (
+	ServiceModes = []string{"auto", "nftables", "iptables", "none"}
+	Overlays     = []string{"vxlan", "host-gw", "none"}
+)
+
+// Config is what `netagent run` is told. Zero values are not defaults: use DefaultConfig.
+type Config struct {
+	Node        string // this node's name, as in the cluster's Node objects
+	Manifests   string // folder or file of manifests; empty = API server
+	Kubeconfig  string // empty = in-cluster (when Manifests is empty too)
+	Context     string // context of Kubeconfig; empty = its current one
+	RunDir      string // socket
+	StateDir    string // address reservations
+	CNIConfDir  string // where the conflist goes; empty = none is written
+	Overlay     string // one of Overlays
+	VNI         int    // VXLAN network identifier, 1 … 2^24-1
+	Port        int    // VXLAN UDP port
+	ServiceMode string // one of ServiceModes
+	HTTP        string // host:port of health and metrics; empty = off
+	Version     string
+	Log         *slog.Logger
+}
+
+// DefaultConfig returns the settings of an ordinary node.
+func DefaultConfig() Config {
+	host, _ := os.Hostname()
+	if env := os.Getenv("NODE_NAME"); env != "" {
+		host = env
+	}
+	return Config{
+		Node: strings.ToLower(host), RunDir: "/run/braid", StateDir: "/var/lib/braid", CNIConfDir: "/etc/cni/net.d",
+		Overlay: "vxlan", VNI: 1, Port: 8472, ServiceMode: "auto", HTTP: "127.0.0.1:10249",
+		Version: "devel", Log: slog.Default(),
+	}
+}
+
+// Validate names the first setting that cannot work, with what would.
+func (c *Config) Validate() error {
+	switch {
+	case c.Node == "":
+		return fmt.Errorf("node: the name of this node is unknown: give --node, as `kubectl get nodes` prints it")
+	case c.Manifests != "" && c.Kubeconfig != "":
+		return fmt.Errorf("manifests and kubeconfig: give one of them: the cluster is read from one place only")
+	case !slices.Contains(Overlays, c.Overlay):
+		return fmt.Errorf("overlay: unknown backend %q: use one of %s", c.Overlay, strings.Join(Overlays, ", "))
+	case !slices.Contains(ServiceModes, c.ServiceMode):
+		return fmt.Errorf("service-mode: unknown mode %q: use one of %s", c.ServiceMode, strings.Join(ServiceModes, ", "))
+	case c.VNI < 1 || c.VNI >= 1<<24:
+		return fmt.Errorf("vni: %d is out of range: use 1 to %d", c.VNI, 1<<24-1)
+	case c.Port < 1 || c.Port > 65535:
+		return fmt.Errorf("vxlan-port: %d is out of range: use 1 to 65535", c.Port)
+	case !filepath.IsAbs(c.RunDir) || !filepath.IsAbs(c.StateDir):
+		return fmt.Errorf("run-dir and state-dir must be absolute paths, not %q and %q", c.RunDir, c.StateDir)
+	}
+	return nil
+}
+
+// Socket is the path of the agent's unix socket.
+func (c *Config) Socket() string { return filepath.Join(c.RunDir, "netagent.sock") }
+
+// source describes where the cluster is read from.
+func (c *Config) source() string {
+	switch {
+	case c.Manifests != "":
+		return "manifests " + c.Manifests
+	case c.Kubeconfig != "":
+		return "API server (" + c.Kubeconfig + ")"
+	}
+	return "API server (in-cluster)"
+}

@@ -1,0 +1,62 @@
+package agent
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/braidnet/braid/internal/model"
+)
+
+// collector reads the agent's state at scrape time, so that no counter can drift from `status`.
+type collector struct{ a *Agent }
+
+var (
+	descUp       = prometheus.NewDesc("braid_subsystem_ready", "1 when the subsystem's newest known state is in the kernel.", []string{"subsystem"}, nil)
+	descRevision = prometheus.NewDesc("braid_subsystem_revision", "Revision of the cluster state that the subsystem has programmed.", []string{"subsystem"}, nil)
+	descSteps    = prometheus.NewDesc("braid_sync_total", "Attempts to bring the kernel to the desired state.", []string{"subsystem"}, nil)
+	descErrors   = prometheus.NewDesc("braid_sync_errors_total", "Attempts that failed.", []string{"subsystem"}, nil)
+	descTook     = prometheus.NewDesc("braid_sync_last_duration_seconds", "Length of the last successful attempt.", []string{"subsystem"}, nil)
+	descSynced   = prometheus.NewDesc("braid_sync_last_timestamp_seconds", "End of the last successful attempt, unix time.", []string{"subsystem"}, nil)
+	descStore    = prometheus.NewDesc("braid_store_revision", "Revision of the cluster state that the source has delivered.", nil, nil)
+	descObjects  = prometheus.NewDesc("braid_store_objects", "Objects of the cluster state by kind.", []string{"kind"}, nil)
+	descProblems = prometheus.NewDesc("braid_source_problems", "Documents or objects that could not be used.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
+	}
+	r := c.a.report()
+	gauge(descStore, float64(r.Revision))
+	gauge(descProblems, float64(len(r.Problems)))
+	for _, k := range model.Kinds {
+		gauge(descObjects, float64(r.Objects[string(k)]), string(k))
+	}
+	for _, s := range r.Subsystems {
+		ready := 0.0
+		if s.Ready && !s.Failing && !s.Pending {
+			ready = 1
+		}
+		gauge(descUp, ready, s.Name)
+		gauge(descRevision, float64(s.Revision), s.Name)
+		counter(descSteps, float64(s.Steps), s.Name)
+		counter(descErrors, float64(s.Errors), s.Name)
+		gauge(descTook, s.Took.Seconds(), s.Name)
+		if !s.Synced.IsZero() {
+			gauge(descSynced, float64(s.Synced.UnixMilli())/1000, s.Name)
+		}
+	}
+}
+
+func (a *Agent) registry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collector{a}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}

@@ -1,0 +1,64 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+
+	"github.com/braidnet/braid/netagent/agent"
+)
+
+func TestLoadConfig(t *testing.T) {
+	for _, tc := range []struct{ name, yaml, args, wantErr, wantNode, wantOverlay string }{
+		{"sets what it names", "node: n7\noverlay: host-gw\n", "", "", "n7", "host-gw"},
+		{"the command line wins", "node: n7\n", "--node=n8", "", "n8", "vxlan"},
+		{"empty file", "# nothing\n", "", "", "", "vxlan"},
+		{"unknown key with line and suggestion", "node: n7\n\noverlai: host-gw\n", "", `c.yaml:3: unknown key "overlai" (did you mean "overlay"?); accepted: node,`, "", ""},
+		{"wrong type", "vni: many\n", "", `c.yaml:1: vni: "many" is not a valid int`, "", ""},
+		{"twice", "node: a\nnode: b\n", "", `c.yaml:2: key "node" stands in line 1 already`, "", ""},
+		{"list", "node: [a]\n", "", "c.yaml:1: node: expected one value", "", ""},
+		{"not a mapping", "- node\n", "", "c.yaml:1: expected `name: value` pairs", "", ""},
+		{"broken yaml", "node: n1\n\toverlay: x\n", "", "c.yaml:2: ", "", ""},
+		{"every problem is reported", "a: 1\nb: 2\n", "", "c.yaml:2: unknown key", "", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "c.yaml")
+			if err := os.WriteFile(file, []byte(tc.yaml), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			cfg := agent.Config{Overlay: "vxlan"}
+			flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
+			runFlags(flags, &cfg)
+			if err := flags.Parse(strings.Fields(tc.args)); err != nil {
+				t.Fatal(err)
+			}
+			err := loadConfig(file, flags)
+			if tc.wantErr != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.wantErr) {
+					t.Fatalf("error %v, want one with %q", err, tc.wantErr)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if cfg.Node != tc.wantNode || cfg.Overlay != tc.wantOverlay {
+				t.Errorf("node %q overlay %q, want %q %q", cfg.Node, cfg.Overlay, tc.wantNode, tc.wantOverlay)
+			}
+		})
+	}
+}
+
+func TestDistance(t *testing.T) {
+	for _, tc := range []struct {
+		a, b string
+		want int
+	}{{"", "", 0}, {"a", "", 1}, {"vxlam", "vxlan", 1}, {"node", "mode", 1}, {"kitten", "sitting", 3}} {
+		if got := distance(tc.a, tc.b); got != tc.want {
+			t.Errorf("distance(%q, %q) = %d, want %d", tc.a, tc.b, got, tc.want)
+		}
+	}
+}

@@ -1,0 +1,62 @@
+package cli
+
+import (
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/braidnet/braid/netagent/agent"
+)
+
+// runFlags declares the settings of `netagent run`; a YAML file may hold the same names.
+func runFlags(f *pflag.FlagSet, c *agent.Config) {
+	f.StringVar(&c.Node, "node", c.Node, "name of this node in the cluster (default: $NODE_NAME, then the host name)")
+	f.StringVar(&c.Manifests, "manifests", c.Manifests, "read the cluster from this folder or file of Kubernetes YAML, watched, instead of the API server")
+	f.StringVar(&c.Kubeconfig, "kubeconfig", c.Kubeconfig, "reach the API server by this file (default: the pod's service account)")
+	f.StringVar(&c.Context, "context", c.Context, "context of the kubeconfig (default: its current one)")
+	f.StringVar(&c.RunDir, "run-dir", c.RunDir, "folder of the agent's socket")
+	f.StringVar(&c.StateDir, "state-dir", c.StateDir, "folder of address reservations")
+	f.StringVar(&c.CNIConfDir, "cni-conf-dir", c.CNIConfDir, "folder to write "+agent.Conflist+" into; empty = do not")
+	f.StringVar(&c.Overlay, "overlay", c.Overlay, "how pods reach other nodes: vxlan, host-gw or none")
+	f.IntVar(&c.VNI, "vni", c.VNI, "VXLAN network identifier")
+	f.IntVar(&c.Port, "vxlan-port", c.Port, "VXLAN UDP port")
+	f.StringVar(&c.ServiceMode, "service-mode", c.ServiceMode, "how services are translated: auto, nftables, iptables or none")
+	f.StringVar(&c.HTTP, "http", c.HTTP, "address of /healthz, /readyz and /metrics; empty = off")
+}
+
+func newRun() *cobra.Command {
+	cfg := agent.DefaultConfig()
+	var file, level, format string
+	c := &cobra.Command{
+		Use:   "run",
+		Short: "run the agent on this node until it is told to stop",
+		Long: `Runs the agent in the foreground. It programs services, routes to other nodes and the CNI configuration,
+and keeps them right. SIGTERM (and a crash) leave the kernel as it is; 'netagent cleanup' removes everything.`,
+		Example: `  netagent run --kubeconfig /etc/kubernetes/agent.conf
+  netagent run --node n1 --manifests ./cluster --service-mode nftables
+  netagent run --config /etc/braid/netagent.yaml`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if file != "" {
+				if err := loadConfig(file, c.Flags()); err != nil {
+					return errUsage{err}
+				}
+			}
+			log, err := newLogger(c.ErrOrStderr(), level, format)
+			if err != nil {
+				return err
+			}
+			cfg.Log, cfg.Version = log, version()
+			if err := cfg.Validate(); err != nil {
+				return errUsage{err}
+			}
+			return agent.Run(c.Context(), cfg)
+		},
+	}
+	f := c.Flags()
+	f.SortFlags = false
+	runFlags(f, &cfg)
+	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&format, "log-format", "text", "text or json")
+	f.StringVar(&file, "config", "", "YAML file with the same names as these flags; flags win")
+	return c
+}
