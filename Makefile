@@ -11,6 +11,9 @@ NAME    ?= demo
 # Debian packages that the playground and the tests call; `make deps` installs what is missing.
 TOOLS   := ip:iproute2 nft:nftables iptables:iptables dig:dnsutils curl:curl ping:iputils-ping nc:netcat-openbsd tcpdump:tcpdump gcc:gcc
 
+# Prints failures with their output, and at the end what was skipped and why.
+GOTEST  := go tool gotestsum --format pkgname --hide-summary=output
+
 .PHONY: help
 help: ## print this text
 	@echo "Braid: names, services and pods for a Kubernetes cluster"
@@ -45,8 +48,8 @@ demo-down: ## remove every trace of the playground
 
 .PHONY: test
 test: build deps ## run every test: units, kernel tests in network namespaces, the playground (root)
-	CGO_ENABLED=1 go test -race -timeout 20m ./internal/... ./plugin/... ./netagent/... ./cni/... ./coredns-build/...
-	go test -timeout 40m -v ./test/... 2>&1 | test/summary
+	CGO_ENABLED=1 $(GOTEST) -- -race -timeout 20m ./internal/... ./plugin/... ./netagent/... ./cni/... ./coredns-build/...
+	$(GOTEST) -- -timeout 40m ./test/...
 
 .PHONY: bench
 bench: ## run the benchmarks that exist so far
