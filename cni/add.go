@@ -1,0 +1,247 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/braidnet/braid/cni/ipam"
+	"github.com/braidnet/braid/internal/kernel/link"
+	"github.com/braidnet/braid/internal/kernel/netns"
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+)
+
+// undo is the way back: steps are taken in reverse.
+type undo []func() error
+
+func (u *undo) push(step func() error) { *u = append(*u, step) }
+
+func (u undo) run() error {
+	var errs []error
+	for _, step := range slices.Backward(u) {
+		errs = append(errs, step())
+	}
+	return errors.Join(errs...)
+}
+
+// add gives the pod its interface. On an error nothing of it is left: no
+// address, no link. The bridge stays, since it is not of this pod.
+func add(args *skel.CmdArgs) (err error) {
+	conf, err := parseConfig(args.StdinData)
+	if err != nil {
+		return err
+	}
+	alias, err := podName(args.Args)
+	if err != nil {
+		return err
+	}
+	pod, err := openPodNS(args)
+	if err != nil {
+		return err
+	}
+	defer pod.Close()
+	node, err := link.OpenAt(-1)
+	if err != nil {
+		return err
+	}
+	defer node.Close()
+
+	var back undo
+	defer func() {
+		if err == nil {
+			return
+		}
+		if uerr := back.run(); uerr != nil {
+			conf.Log.Warn("a failed ADD could not be undone; DEL will do it", "container", args.ContainerID, "err", uerr)
+		}
+	}()
+
+	return plug(&back, conf, args, node, pod, alias)
+}
+
+// plug makes the attachment and prints the result, and notes in back how to
+// undo each step.
+func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *netns.NS, alias string) error {
+	if err := refuseExisting(pod, args); err != nil {
+		return err
+	}
+	bridge, err := link.EnsureBridge(node, link.Bridge{Name: conf.Bridge, MTU: conf.MTU, Addrs: gatewayAddrs(conf.Sets)})
+	if err != nil {
+		return err
+	}
+
+	store := ipam.Open(conf.DataDir, conf.Name, conf.Log)
+	owner := ipam.Owner{ContainerID: args.ContainerID, IfName: args.IfName}
+	leases, err := store.Allocate(owner, conf.Sets)
+	if errors.Is(err, ipam.ErrExhausted) {
+		return types.NewError(types.ErrTryAgainLater, err.Error(), "")
+	}
+	if err != nil {
+		return err
+	}
+	back.push(func() error { _, err := store.Release(owner); return err })
+
+	host, err := link.AddVeth(node, link.Veth{
+		Host: link.HostVethName(args.ContainerID, args.IfName), Pod: args.IfName, PodNS: pod.Fd(),
+		Bridge: bridge.Index, MTU: conf.MTU, Alias: alias,
+	})
+	if err != nil {
+		return err
+	}
+	back.push(func() error { _, err := link.DeleteVeth(node, host.Name); return err })
+
+	inside, err := configure(pod, conf, args.IfName, leases)
+	if err != nil {
+		return err
+	}
+	for _, l := range leases {
+		back.push(func() error { return link.DeleteNeigh(node, bridge.Name, l.Addr) })
+		if err := link.SetNeigh(node, bridge, l.Addr, inside.MAC); err != nil {
+			return err
+		}
+	}
+	if err := link.WaitUp(link.At{Handle: node, Ref: host}, link.At{Handle: node, Ref: bridge}); err != nil {
+		return err
+	}
+	return types.PrintResult(result(conf, args.Netns, bridge, host, inside, leases), conf.CNIVersion)
+}
+
+// refuseExisting keeps ADD from touching an interface that somebody else made
+// (specification, ADD: "error if an interface with the requested name exists").
+func refuseExisting(pod *netns.NS, args *skel.CmdArgs) error {
+	h, err := link.OpenAt(pod.Fd())
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	exists, err := link.HasLink(h, args.IfName)
+	if exists {
+		return types.NewError(types.ErrInvalidEnvironmentVariables,
+			fmt.Sprintf("CNI_IFNAME is %s, which exists already in %s: expected a new name", args.IfName, args.Netns), "")
+	}
+	return err
+}
+
+// configure sets up the inside of the pod.
+func configure(pod *netns.NS, conf *config, ifname string, leases []ipam.Lease) (inside link.Ref, err error) {
+	err = pod.Do(func() error {
+		h, err := link.OpenAt(-1)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		want := link.Pod{IfName: ifname, Routes: podRoutes(conf.Routes, leases)}
+		for _, l := range leases {
+			want.Addrs = append(want.Addrs, l.Addr)
+		}
+		if inside, err = link.ConfigurePod(h, want); err != nil {
+			return err
+		}
+		return link.WaitUp(link.At{Handle: h, Ref: inside})
+	})
+	return inside, err
+}
+
+// podRoutes lists the routes of a pod: its gateways directly, everything else
+// through the first gateway of its family. Other pods are not on the link, so
+// that all traffic passes the node's services and policies.
+func podRoutes(extra []netip.Prefix, leases []ipam.Lease) []link.Route {
+	var direct, through []link.Route
+	add := func(list *[]link.Route, r link.Route) {
+		if !slices.Contains(*list, r) {
+			*list = append(*list, r)
+		}
+	}
+	first := map[int]netip.Addr{} // gateway by length of address
+	for _, l := range leases {
+		add(&direct, link.Route{Dst: link.Host(l.Gateway)})
+		if _, ok := first[l.Addr.BitLen()]; !ok {
+			first[l.Addr.BitLen()] = l.Gateway
+			add(&through, link.Route{Dst: defaultRoute(l.Addr), Via: l.Gateway})
+		}
+	}
+	for _, dst := range extra {
+		add(&through, link.Route{Dst: dst, Via: first[dst.Addr().BitLen()]})
+	}
+	return append(direct, through...)
+}
+
+func defaultRoute(a netip.Addr) netip.Prefix {
+	if a.Is4() {
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+}
+
+// gatewayAddrs lists the addresses of the bridge.
+func gatewayAddrs(sets []ipam.Set) []netip.Prefix {
+	var list []netip.Prefix
+	for _, set := range sets {
+		for _, r := range set {
+			if p := netip.PrefixFrom(r.Gateway, r.Subnet.Bits()); !slices.Contains(list, p) {
+				list = append(list, p)
+			}
+		}
+	}
+	return list
+}
+
+// openPodNS opens CNI_NETNS and sees to it that it is not the node's own: a
+// runtime that mixes them up would have its node reconfigured.
+func openPodNS(args *skel.CmdArgs) (*netns.NS, error) {
+	wrong := func(err error) error {
+		return types.NewError(types.ErrInvalidNetNS, fmt.Sprintf("CNI_NETNS is %s: expected the network namespace of the pod: %v", args.Netns, err), "")
+	}
+	pod, err := netns.Open(args.Netns)
+	if err != nil {
+		return nil, wrong(err)
+	}
+	same, err := isOwn(pod)
+	if override := strings.ToUpper(args.NetnsOverride); err == nil && same && override != "1" && override != "TRUE" {
+		err = wrong(errors.New("it is the one of the node"))
+	}
+	if err != nil {
+		_ = pod.Close()
+		return nil, err
+	}
+	return pod, nil
+}
+
+// isOwn tells whether a namespace is the one this process runs in.
+func isOwn(pod *netns.NS) (bool, error) {
+	own, err := netns.Current()
+	if err != nil {
+		return false, err
+	}
+	defer own.Close()
+	return pod.Same(own)
+}
+
+// podName reads namespace/name of the pod from CNI_ARGS ("K=V;K=V"), empty
+// when the runtime does not say. Arguments that are not known are errors
+// unless IgnoreUnknown is set (CNI conventions, CNI_ARGS).
+func podName(cniArgs string) (string, error) {
+	known := map[string]string{
+		"IgnoreUnknown": "", "K8S_POD_NAMESPACE": "", "K8S_POD_NAME": "", "K8S_POD_INFRA_CONTAINER_ID": "", "K8S_POD_UID": "",
+	}
+	var unknown []string
+	for pair := range strings.SplitSeq(cniArgs, ";") {
+		key, value, ok := strings.Cut(pair, "=")
+		if _, is := known[key]; is && ok {
+			known[key] = value
+		} else if pair != "" {
+			unknown = append(unknown, pair)
+		}
+	}
+	if ignore := strings.ToLower(known["IgnoreUnknown"]); len(unknown) > 0 && ignore != "1" && ignore != "true" {
+		return "", types.NewError(types.ErrInvalidEnvironmentVariables,
+			fmt.Sprintf("CNI_ARGS has %q: expected K8S_POD_NAMESPACE and its like, or IgnoreUnknown=1", unknown), "")
+	}
+	if known["K8S_POD_NAME"] == "" {
+		return "", nil
+	}
+	return known["K8S_POD_NAMESPACE"] + "/" + known["K8S_POD_NAME"], nil
+}

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/braidnet/braid/cni/ipam"
+	"github.com/braidnet/braid/internal/kernel/link"
+	"github.com/braidnet/braid/internal/kernel/netns"
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+)
+
+// errDiffers is our own error code (the specification leaves 100 and up to
+// plugins): the attachment is not as ADD made it.
+const errDiffers = 100
+
+// diffs collects what CHECK finds.
+type diffs []string
+
+func (d *diffs) addf(format string, args ...any) { *d = append(*d, fmt.Sprintf(format, args...)) }
+
+// check compares the attachment with the result of its ADD, changes nothing
+// and names every difference.
+func check(args *skel.CmdArgs) error {
+	conf, err := parseConfig(args.StdinData)
+	if err != nil {
+		return err
+	}
+	if conf.Prev == nil {
+		return invalid("prevResult is missing: expected the result of ADD")
+	}
+	mac, leases, found := attachment(conf.Prev, args.IfName)
+	if !found {
+		return invalid("prevResult.interfaces has no %s with a sandbox: expected the result of ADD", args.IfName)
+	}
+	pod, err := openPodNS(args)
+	if err != nil {
+		return err
+	}
+	defer pod.Close()
+
+	var d diffs
+	inside, err := checkPod(&d, pod, conf, args.IfName, mac, leases)
+	if err != nil {
+		return err
+	}
+	if err := checkNode(&d, conf, args, inside); err != nil {
+		return err
+	}
+	if err := checkReservation(&d, conf, args, leases); err != nil {
+		return err
+	}
+	if len(d) > 0 {
+		return types.NewError(errDiffers,
+			fmt.Sprintf("%s of container %s is not as ADD made it", args.IfName, args.ContainerID), strings.Join(d, "; "))
+	}
+	return nil
+}
+
+// checkPod compares the inside of the pod. The index of its interface is
+// returned for checkNode, 0 when there is none.
+func checkPod(d *diffs, pod *netns.NS, conf *config, ifname, mac string, leases []ipam.Lease) (index int, err error) {
+	h, err := link.OpenAt(pod.Fd())
+	if err != nil {
+		return 0, err
+	}
+	defer h.Close()
+	seen, err := link.Read(h, ifname)
+	if link.IsNotFound(err) {
+		d.addf("the pod has no interface %s", ifname)
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	if !seen.Up {
+		d.addf("%s is down in the pod", ifname)
+	}
+	if mac != "" && seen.MAC.String() != mac {
+		d.addf("%s has hardware address %s in the pod, expected %s", ifname, seen.MAC, mac)
+	}
+	checkMTU(d, ifname+" in the pod", seen.MTU, conf.MTU)
+	for _, l := range leases {
+		if !slices.Contains(seen.Addrs, link.Host(l.Addr)) {
+			d.addf("address %s is missing on %s in the pod", link.Host(l.Addr), ifname)
+		}
+	}
+	for _, r := range podRoutes(conf.Routes, leases) {
+		if !slices.Contains(seen.Routes, r) {
+			d.addf("route %s is missing in the pod", r)
+		}
+	}
+	return seen.Index, nil
+}
+
+// checkNode compares the host end and the bridge.
+func checkNode(d *diffs, conf *config, args *skel.CmdArgs, inside int) error {
+	h, err := link.OpenAt(-1)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	bridge, err := link.Read(h, conf.Bridge)
+	switch {
+	case link.IsNotFound(err):
+		d.addf("the node has no bridge %s", conf.Bridge)
+	case err != nil:
+		return err
+	default:
+		checkBridge(d, conf, bridge)
+	}
+
+	port, err := link.ReadPort(h, link.HostVethName(args.ContainerID, args.IfName))
+	if link.IsNotFound(err) {
+		d.addf("the node has no link %s", link.HostVethName(args.ContainerID, args.IfName))
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if inside != 0 && port.Peer != inside {
+		d.addf("the other end of %s is not %s of the pod", port.Name, args.IfName)
+	}
+	if !port.Up {
+		d.addf("%s is down", port.Name)
+	}
+	checkMTU(d, port.Name, port.MTU, conf.MTU)
+	if port.Bridge == 0 || port.Bridge != bridge.Index {
+		d.addf("%s is not a port of %s", port.Name, conf.Bridge)
+	} else if !port.Isolated {
+		d.addf("port %s of %s is not isolated", port.Name, conf.Bridge)
+	}
+	return nil
+}
+
+func checkBridge(d *diffs, conf *config, bridge link.Seen) {
+	if !bridge.Up {
+		d.addf("bridge %s is down", conf.Bridge)
+	}
+	for _, p := range gatewayAddrs(conf.Sets) {
+		if !slices.Contains(bridge.Addrs, p) {
+			d.addf("gateway address %s is missing on bridge %s", p, conf.Bridge)
+		}
+	}
+}
+
+func checkMTU(d *diffs, name string, have, want int) {
+	if want != 0 && have != want {
+		d.addf("%s has mtu %d, expected %d", name, have, want)
+	}
+}
+
+// checkReservation compares what IPAM has on disk.
+func checkReservation(d *diffs, conf *config, args *skel.CmdArgs, leases []ipam.Lease) error {
+	held, err := ipam.Open(conf.DataDir, conf.Name, conf.Log).
+		Held(ipam.Owner{ContainerID: args.ContainerID, IfName: args.IfName})
+	if err != nil {
+		return err
+	}
+	var want []netip.Addr
+	for _, l := range leases {
+		want = append(want, l.Addr)
+	}
+	slices.SortFunc(want, netip.Addr.Compare)
+	if !slices.Equal(held, want) {
+		d.addf("reserved addresses are %v, expected %v", held, want)
+	}
+	return nil
+}

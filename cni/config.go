@@ -1,0 +1,293 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+
+	"github.com/braidnet/braid/cni/ipam"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/utils"
+	"github.com/containernetworking/cni/pkg/version"
+)
+
+const (
+	defaultBridge = "braid0"
+	// minMTU6 is the least an interface with IPv6 may have (RFC 8200 §5),
+	// minMTU4 what the kernel takes for IPv4 alone (RFC 791 §3.2).
+	minMTU6, minMTU4, maxMTU = 1280, 68, 65535
+)
+
+// config is a checked configuration.
+type config struct {
+	CNIVersion string
+	Name       string
+	Bridge     string
+	MTU        int // 0: the kernel's default
+	Sets       []ipam.Set
+	Routes     []netip.Prefix // besides the default routes; through the gateway of their family
+	DataDir    string
+	DNS        types.DNS
+	Prev       *types100.Result // nil unless chained or CHECK
+	Log        *slog.Logger
+}
+
+// rawConfig is the configuration as it is written. Option names below ipam are
+// those of host-local.
+type rawConfig struct {
+	CNIVersion string         `json:"cniVersion"`
+	Name       string         `json:"name"`
+	Type       string         `json:"type"`
+	Bridge     *string        `json:"bridge"`
+	MTU        int            `json:"mtu"`
+	LogLevel   string         `json:"logLevel"`
+	DNS        types.DNS      `json:"dns"`
+	IPAM       rawIPAM        `json:"ipam"`
+	PrevResult map[string]any `json:"prevResult"`
+}
+
+type rawIPAM struct {
+	rawRange // a single range, host-local's old form
+
+	Type    string       `json:"type"`
+	DataDir string       `json:"dataDir"`
+	Ranges  [][]rawRange `json:"ranges"`
+	Routes  []rawRoute   `json:"routes"`
+}
+
+type rawRange struct {
+	Subnet     string `json:"subnet"`
+	RangeStart string `json:"rangeStart"`
+	RangeEnd   string `json:"rangeEnd"`
+	Gateway    string `json:"gateway"`
+}
+
+type rawRoute struct {
+	Dst string `json:"dst"`
+	GW  string `json:"gw"`
+}
+
+// invalid is the error for a value that cannot be: code 7 of the
+// specification, naming the key and what was expected.
+func invalid(format string, args ...any) *types.Error {
+	return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf(format, args...), "")
+}
+
+// parseConfig reads and checks a configuration. Every error is a *types.Error.
+func parseConfig(data []byte) (*config, error) {
+	raw, err := decode(data)
+	if err != nil {
+		return nil, err
+	}
+	c, err := raw.base(data)
+	if err != nil {
+		return nil, err
+	}
+	if c.Sets, err = raw.IPAM.sets(); err != nil {
+		return nil, err
+	}
+	if c.Routes, err = raw.IPAM.routes(c.Sets); err != nil {
+		return nil, err
+	}
+	least := minMTU4
+	if hasFamily(c.Sets, netip.IPv6Unspecified()) {
+		least = minMTU6
+	}
+	if c.MTU = raw.MTU; c.MTU != 0 && (c.MTU < least || c.MTU > maxMTU) {
+		return nil, invalid("mtu is %d: expected %d to %d, or 0 for the kernel's default", c.MTU, least, maxMTU)
+	}
+	c.Prev, err = raw.prev()
+	return c, err
+}
+
+// parseForDelete reads only what DEL needs. A pod must be removable also when
+// the configuration has been broken since it was made.
+func parseForDelete(data []byte) (*config, error) {
+	raw, err := decode(data)
+	var e *types.Error
+	if errors.As(err, &e) && e.Code == types.ErrDecodingFailure {
+		return nil, err
+	}
+	c, berr := raw.base(data)
+	if err = errors.Join(err, berr); err != nil {
+		c.Log.Warn("configuration is not valid: removing the pod all the same", "err", err)
+	}
+	return c, nil
+}
+
+// decode reads the JSON. With an error about the type of a value, what could
+// be read is returned as well.
+func decode(data []byte) (raw rawConfig, err error) {
+	err = json.Unmarshal(data, &raw)
+	var wrong *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &wrong):
+		return raw, invalid("%s is of type %s: expected %s", wrong.Field, wrong.Value, kindName(wrong.Type))
+	case err != nil:
+		return raw, types.NewError(types.ErrDecodingFailure, "configuration is not valid JSON: "+err.Error(), "")
+	}
+	return raw, nil
+}
+
+func kindName(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.String:
+		return "a string"
+	case reflect.Int:
+		return "a whole number"
+	case reflect.Slice:
+		return "a list"
+	default:
+		return "an object"
+	}
+}
+
+// base checks what every verb needs. The configuration it returns is usable
+// for DEL also with an error: what could be understood is in it.
+func (raw rawConfig) base(data []byte) (*config, error) {
+	c := &config{CNIVersion: raw.CNIVersion, Name: raw.Name, Bridge: defaultBridge, DataDir: ipam.DefaultDir, DNS: raw.DNS}
+	level := slog.LevelInfo
+	lerr := level.UnmarshalText([]byte(cmp.Or(raw.LogLevel, "info")))
+	c.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	if raw.IPAM.DataDir != "" {
+		c.DataDir = raw.IPAM.DataDir
+	}
+	if lerr != nil {
+		return c, invalid("logLevel is %q: expected debug, info, warn or error", raw.LogLevel)
+	}
+	if err := utils.ValidateNetworkName(raw.Name); err != nil {
+		return c, invalid("name is %q: %s", raw.Name, err.Msg)
+	}
+	if raw.Bridge != nil {
+		if err := utils.ValidateInterfaceName(*raw.Bridge); err != nil {
+			return c, invalid("bridge is %q: expected the name of an interface: %s", *raw.Bridge, err.Msg)
+		}
+		c.Bridge = *raw.Bridge
+	}
+	if t := raw.IPAM.Type; t != "" && t != "braid" && t != "host-local" {
+		return c, invalid("ipam.type is %q: expected braid or host-local, or the key left out: addresses come from ipam.ranges", t)
+	}
+	logUnknown(c.Log, data)
+	return c, nil
+}
+
+// logUnknown names keys that mean nothing here. Runtimes and other plugins of
+// a chain add keys of their own, so they are no errors.
+func logUnknown(log *slog.Logger, data []byte) {
+	top := map[string]json.RawMessage{}
+	_ = json.Unmarshal(data, &top)
+	below := map[string]json.RawMessage{}
+	_ = json.Unmarshal(top["ipam"], &below)
+	report := func(where string, keys map[string]json.RawMessage, known ...string) {
+		for _, key := range slices.Sorted(maps.Keys(keys)) {
+			if !slices.Contains(known, key) {
+				log.Debug("key has no meaning to this plugin", "key", where+key)
+			}
+		}
+	}
+	report("", top, "cniVersion", "name", "type", "bridge", "mtu", "logLevel", "dns", "ipam", "prevResult")
+	report("ipam.", below, "type", "dataDir", "ranges", "routes", "subnet", "rangeStart", "rangeEnd", "gateway")
+}
+
+func (raw rawIPAM) sets() ([]ipam.Set, error) {
+	ranges := raw.Ranges
+	if raw.Subnet != "" {
+		ranges = slices.Insert(slices.Clone(ranges), 0, []rawRange{raw.rawRange})
+	}
+	if len(ranges) == 0 {
+		return nil, invalid(`ipam.ranges is empty: expected a list of lists such as [[{"subnet": "10.244.1.0/24"}]]`)
+	}
+	sets := make([]ipam.Set, len(ranges))
+	for i, list := range ranges {
+		for j, r := range list {
+			parsed, err := r.parse()
+			if err != nil {
+				return nil, invalid("ipam.ranges[%d][%d].%v", i, j, err)
+			}
+			sets[i] = append(sets[i], parsed)
+		}
+	}
+	if err := ipam.Check(sets); err != nil {
+		return nil, invalid("ipam.%v", err)
+	}
+	return sets, nil
+}
+
+func (r rawRange) parse() (ipam.Range, error) {
+	subnet, err := netip.ParsePrefix(r.Subnet)
+	if err != nil || subnet.Addr().Is4In6() {
+		return ipam.Range{}, fmt.Errorf("subnet is %q: expected an address and a length such as 10.244.1.0/24", r.Subnet)
+	}
+	var parsed [3]netip.Addr
+	for i, key := range []struct{ name, text string }{
+		{"rangeStart", r.RangeStart}, {"rangeEnd", r.RangeEnd}, {"gateway", r.Gateway},
+	} {
+		if key.text == "" {
+			continue
+		}
+		if parsed[i], err = netip.ParseAddr(key.text); err != nil {
+			return ipam.Range{}, fmt.Errorf("%s is %q: expected an address of %s", key.name, key.text, subnet)
+		}
+	}
+	return ipam.NewRange(subnet, parsed[0], parsed[1], parsed[2])
+}
+
+// routes checks the extra routes. A pod reaches nothing but its gateways
+// directly, so no other next hop can work.
+func (raw rawIPAM) routes(sets []ipam.Set) ([]netip.Prefix, error) {
+	var list []netip.Prefix
+	for i, r := range raw.Routes {
+		dst, err := netip.ParsePrefix(r.Dst)
+		if err != nil || dst != dst.Masked() {
+			return nil, invalid("ipam.routes[%d].dst is %q: expected a network such as 192.0.2.0/24", i, r.Dst)
+		}
+		if !hasFamily(sets, dst.Addr()) {
+			return nil, invalid("ipam.routes[%d].dst is %s: expected a family that ipam.ranges has", i, dst)
+		}
+		if r.GW != "" && !isGateway(sets, r.GW) {
+			return nil, invalid("ipam.routes[%d].gw is %q: expected the gateway of a range, or the key left out", i, r.GW)
+		}
+		list = append(list, dst)
+	}
+	return list, nil
+}
+
+func hasFamily(sets []ipam.Set, a netip.Addr) bool {
+	return slices.ContainsFunc(sets, func(s ipam.Set) bool { return s[0].Gateway.Is4() == a.Is4() })
+}
+
+func isGateway(sets []ipam.Set, text string) bool {
+	for _, set := range sets {
+		for _, r := range set {
+			if gw, err := netip.ParseAddr(text); err == nil && gw == r.Gateway {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// prev reads the result of the plugins before this one, or, for CHECK, of the
+// ADD.
+func (raw rawConfig) prev() (*types100.Result, error) {
+	if raw.PrevResult == nil {
+		return nil, nil
+	}
+	pc := &types.PluginConf{CNIVersion: raw.CNIVersion, RawPrevResult: raw.PrevResult}
+	if err := version.ParsePrevResult(pc); err != nil {
+		return nil, invalid("prevResult: expected a result of version %s: %v", raw.CNIVersion, err)
+	}
+	prev, err := types100.NewResultFromResult(pc.PrevResult)
+	if err != nil {
+		return nil, invalid("prevResult: expected a result of version %s: %v", raw.CNIVersion, err)
+	}
+	return prev, nil
+}

@@ -1,0 +1,40 @@
+package main
+
+import (
+	"github.com/braidnet/braid/cni/ipam"
+	"github.com/braidnet/braid/internal/kernel/link"
+	"github.com/containernetworking/cni/pkg/skel"
+)
+
+// del removes the pod's interface and gives back its addresses. It needs
+// neither the pod's namespace nor a result of ADD, and may be called again:
+// what is gone is as it should be.
+func del(args *skel.CmdArgs) error {
+	conf, err := parseForDelete(args.StdinData)
+	if err != nil {
+		return err
+	}
+	node, err := link.OpenAt(-1)
+	if err != nil {
+		return err
+	}
+	defer node.Close()
+	// The link first: an address is free only when nothing answers to it.
+	host := link.HostVethName(args.ContainerID, args.IfName)
+	found, err := link.DeleteVeth(node, host)
+	if err != nil {
+		return err
+	}
+	freed, err := ipam.Open(conf.DataDir, conf.Name, conf.Log).
+		Release(ipam.Owner{ContainerID: args.ContainerID, IfName: args.IfName})
+	if err != nil {
+		return err
+	}
+	for _, a := range freed {
+		if err := link.DeleteNeigh(node, conf.Bridge, a); err != nil {
+			conf.Log.Warn("the node's entry of a removed pod stays until it expires", "err", err)
+		}
+	}
+	conf.Log.Debug("removed", "container", args.ContainerID, "ifname", args.IfName, "host", host, "found", found, "freed", freed)
+	return nil
+}

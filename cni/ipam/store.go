@@ -1,0 +1,302 @@
+package ipam
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultDir is where host-local keeps its reservations.
+const DefaultDir = "/var/lib/cni/networks"
+
+const (
+	lockName = "lock"
+	lastName = "last_reserved_ip."
+	// newName is what a file is called until it is whole. One name is enough:
+	// only the holder of the lock writes, and what a killed writer left there
+	// is overwritten by the next.
+	newName = "reservation.new"
+)
+
+// ErrHeld says that an owner already has addresses. As with host-local, a
+// second ADD is refused rather than answered with the same addresses: were
+// it not, the clean-up of an ADD that fails would take the addresses of the
+// one that succeeded. A runtime that wants to try again calls DEL first.
+var ErrHeld = errors.New("addresses are already reserved for this interface")
+
+// ErrExhausted says that a set has no free address. It passes when pods go.
+var ErrExhausted = errors.New("no free address")
+
+// Store is the folder of one network. Any number of processes may use it.
+type Store struct {
+	dir string
+	log *slog.Logger
+	// fault is called before each step that changes the disk; tests fail or
+	// end the process there.
+	fault func(step string) error
+}
+
+// Open names the folder; nothing is read or made before it is needed.
+func Open(dataDir, network string, log *slog.Logger) *Store {
+	return &Store{
+		dir:   filepath.Join(dataDir, network),
+		log:   log,
+		fault: func(string) error { return nil },
+	}
+}
+
+// Allocate reserves one address from each set for owner: all of them or, on
+// an error, none. When it returns the reservations have reached the disk.
+func (s *Store) Allocate(owner Owner, sets []Set) (leases []Lease, err error) {
+	if err := s.make(); err != nil {
+		return nil, err
+	}
+	unlock, err := s.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+
+	book, err := s.read()
+	if err != nil {
+		return nil, err
+	}
+	if held := book.of(owner); len(held) > 0 {
+		return nil, fmt.Errorf("%s holds %v: %w; call DEL before ADD", owner, held, ErrHeld)
+	}
+	s.dropTorn(book)
+
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.removeAll(leases))
+			leases = nil
+		}
+	}()
+	gateways := gatewaysOf(sets)
+	for i, set := range sets {
+		lease, ok := set.Pick(s.last(i), func(a netip.Addr) bool {
+			_, held := book.held[a]
+			return held || gateways[a]
+		})
+		if !ok {
+			return leases, fmt.Errorf("%w in %s: %d of %s in use; delete pods or give the node a larger range",
+				ErrExhausted, set, book.count(set), set.size(gateways))
+		}
+		if err := s.write(lease.Addr.String(), owner.encode(), true); err != nil {
+			return leases, fmt.Errorf("reserve %s for %s: %w", lease.Addr, owner, err)
+		}
+		leases = append(leases, lease)
+		// Only the order of later addresses hangs on this one, so it need not
+		// wait for the disk.
+		if err := s.write(lastName+strconv.Itoa(i), lease.Addr.String(), false); err != nil {
+			return leases, fmt.Errorf("remember %s as last address: %w", lease.Addr, err)
+		}
+	}
+	return leases, s.syncDir()
+}
+
+// Release gives back every address of owner and says which those were. It is
+// no error when there are none.
+func (s *Store) Release(owner Owner) ([]netip.Addr, error) {
+	unlock, err := s.lock()
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil // no folder, no reservation
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	// Whoever was killed while writing left this; it may have been our ADD.
+	if err := ignoreMissing(os.Remove(filepath.Join(s.dir, newName))); err != nil {
+		return nil, fmt.Errorf("remove an unfinished reservation: %w", err)
+	}
+	book, err := s.read()
+	if err != nil {
+		return nil, err
+	}
+	held := book.of(owner)
+	if len(held) == 0 {
+		return nil, nil
+	}
+	for _, a := range held {
+		if err := s.remove(a); err != nil {
+			return nil, err
+		}
+	}
+	return held, s.syncDir()
+}
+
+// Held lists the addresses of owner, in order.
+func (s *Store) Held(owner Owner) ([]netip.Addr, error) {
+	unlock, err := s.lock()
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	book, err := s.read()
+	return book.of(owner), err
+}
+
+func gatewaysOf(sets []Set) map[netip.Addr]bool {
+	m := map[netip.Addr]bool{}
+	for _, set := range sets {
+		for _, r := range set {
+			m[r.Gateway] = true
+		}
+	}
+	return m
+}
+
+// make makes the folder and sees to it that it survives a power cut, too.
+func (s *Store) make() error {
+	if _, err := os.Stat(s.dir); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		return fmt.Errorf("make the folder of reservations: %w", err)
+	}
+	return syncFolder(filepath.Dir(s.dir))
+}
+
+// lock waits until no other process or goroutine works on the folder. The
+// kernel frees the lock of a process that dies.
+func (s *Store) lock() (unlock func(), err error) {
+	path := filepath.Join(s.dir, lockName)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the reservations: %w", err)
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if err != unix.EINTR {
+			_ = f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+	}
+}
+
+// last is the address given last from set i, or the zero address when that is
+// not known; then the set starts over, which costs only the rest an address
+// would have had.
+func (s *Store) last(i int) netip.Addr {
+	path := filepath.Join(s.dir, lastName+strconv.Itoa(i))
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return netip.Addr{}
+	}
+	var addr netip.Addr
+	if err == nil {
+		addr, err = netip.ParseAddr(string(data))
+	}
+	if err != nil {
+		s.log.Warn("last reserved address is not readable: starting over", "file", path, "err", err)
+	}
+	return addr
+}
+
+// write makes a file appear whole or not at all: the content reaches the disk
+// under another name first. With durable false only a crash of the process is
+// covered, not a power cut.
+func (s *Store) write(name, content string, durable bool) (err error) {
+	tmp := filepath.Join(s.dir, newName)
+	if err := s.fault("create " + name); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, ignoreMissing(os.Remove(tmp)))
+		}
+	}()
+	if err := s.fill(f, name, content, durable); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := s.fault("rename " + name); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(s.dir, name))
+}
+
+func (s *Store) fill(f *os.File, name, content string, durable bool) error {
+	if err := s.fault("write " + name); err != nil {
+		return err
+	}
+	if _, err := f.WriteString(content); err != nil {
+		return err
+	}
+	if !durable {
+		return nil
+	}
+	if err := s.fault("sync " + name); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+func (s *Store) remove(a netip.Addr) error {
+	err := s.fault("remove " + a.String())
+	if err == nil {
+		err = ignoreMissing(os.Remove(filepath.Join(s.dir, a.String())))
+	}
+	if err != nil {
+		return fmt.Errorf("release %s: %w", a, err)
+	}
+	return nil
+}
+
+// removeAll undoes the reservations of a failed Allocate. It does not call
+// fault: what is tested is that this works after a fault.
+func (s *Store) removeAll(leases []Lease) error {
+	var errs []error
+	for _, l := range leases {
+		errs = append(errs, ignoreMissing(os.Remove(filepath.Join(s.dir, l.Addr.String()))))
+	}
+	if len(leases) > 0 {
+		errs = append(errs, syncFolder(s.dir))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) syncDir() error {
+	if err := s.fault("sync folder"); err != nil {
+		return err
+	}
+	return syncFolder(s.dir)
+}
+
+func syncFolder(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync the folder of reservations: %w", err)
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync the folder of reservations: %w", err)
+	}
+	return nil
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}

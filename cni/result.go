@@ -1,0 +1,61 @@
+package main
+
+import (
+	"net/netip"
+
+	"github.com/braidnet/braid/cni/ipam"
+	"github.com/braidnet/braid/internal/kernel/link"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+)
+
+// result adds what ADD made to the result of the plugins before it.
+func result(conf *config, sandbox string, bridge, host, inside link.Ref, leases []ipam.Lease) *types100.Result {
+	r := conf.Prev
+	if r == nil {
+		r = &types100.Result{}
+	}
+	r.CNIVersion = types100.ImplementedSpecVersion
+	pod := len(r.Interfaces) + 2
+	r.Interfaces = append(r.Interfaces,
+		&types100.Interface{Name: bridge.Name, Mac: bridge.MAC.String()},
+		&types100.Interface{Name: host.Name, Mac: host.MAC.String()},
+		&types100.Interface{Name: inside.Name, Mac: inside.MAC.String(), Sandbox: sandbox})
+	for _, l := range leases {
+		r.IPs = append(r.IPs, &types100.IPConfig{
+			Interface: types100.Int(pod),
+			Address:   *link.IPNet(link.Host(l.Addr)),
+			Gateway:   l.Gateway.AsSlice(),
+		})
+	}
+	for _, route := range podRoutes(conf.Routes, leases) {
+		if route.Via.IsValid() { // before 1.1.0 a result cannot say "on the link"
+			r.Routes = append(r.Routes, &types.Route{Dst: *link.IPNet(route.Dst), GW: route.Via.AsSlice()})
+		}
+	}
+	if !conf.DNS.IsEmpty() {
+		r.DNS = conf.DNS
+	}
+	return r
+}
+
+// attachment picks out of a result what is on one interface of the pod: its
+// hardware address, and its addresses with their gateways. found is false when
+// the result has no such interface.
+func attachment(r *types100.Result, ifname string) (mac string, leases []ipam.Lease, found bool) {
+	at := -1
+	for i, iface := range r.Interfaces {
+		if iface.Name == ifname && iface.Sandbox != "" {
+			at, mac = i, iface.Mac
+		}
+	}
+	for _, ip := range r.IPs {
+		if ip.Interface == nil || *ip.Interface != at {
+			continue
+		}
+		addr, _ := netip.AddrFromSlice(ip.Address.IP)
+		gw, _ := netip.AddrFromSlice(ip.Gateway)
+		leases = append(leases, ipam.Lease{Addr: addr.Unmap(), Gateway: gw.Unmap()})
+	}
+	return mac, leases, at >= 0
+}

@@ -1,0 +1,158 @@
+package desired
+
+import (
+	"fmt"
+
+	"github.com/google/nftables/expr"
+)
+
+// NFTFamily is the packet family of an nftables table, by the kernel's NFPROTO number.
+type NFTFamily uint8
+
+// Families of nftables tables.
+const (
+	NFTIPv4 NFTFamily = 2
+	NFTIPv6 NFTFamily = 10
+)
+
+// String prints the word `nft` uses: "ip" or "ip6".
+func (f NFTFamily) String() string {
+	switch f {
+	case NFTIPv4:
+		return "ip"
+	case NFTIPv6:
+		return "ip6"
+	}
+	return fmt.Sprintf("family %d", uint8(f))
+}
+
+// NFTTable is one table with its static parts. Chains may jump to each other in any order.
+type NFTTable struct {
+	Family  NFTFamily
+	Name    string
+	Comment string // at most 127 bytes
+	Sets    []NFTSet
+	Chains  []NFTChain
+}
+
+// NFTHook says where packets enter a base chain.
+type NFTHook struct {
+	Type     string // "filter" or "nat"
+	Hook     uint32 // NF_INET_… number
+	Priority int32
+}
+
+// NFTChain is a chain and its rules in order. Without a Hook it is reached by jumps only.
+type NFTChain struct {
+	Name  string
+	Hook  *NFTHook
+	Rules []NFTRule
+}
+
+// NFTRule is a list of expressions and the comment that `nft list` shows behind it.
+type NFTRule struct {
+	Comment string // at most 127 bytes
+	Exprs   []NFTExpr
+}
+
+// NFTExpr is one expression of a rule: an expr.Any of google/nftables, or an NFTShift.
+type NFTExpr any
+
+var _ NFTExpr = expr.Any(nil)
+
+// NFTShift shifts the number in a four-byte register to the left, which the other package cannot say.
+type NFTShift struct {
+	Register uint32
+	Bits     uint32 // 1 to 31
+}
+
+// NFTType is a data type of set keys and values: what `nft` calls it, its number in the kernel's
+// set description (6 bits), and the bytes a value takes before padding to four.
+type NFTType struct {
+	Name  string
+	Magic uint32
+	Bytes int
+}
+
+// Data types. Numbers are those of nft's datatype registry (include/datatype.h of nftables), which
+// the kernel stores without looking at them.
+var (
+	NFTVerdict     = NFTType{"verdict", 1, 0}
+	NFTIPv4Addr    = NFTType{"ipv4_addr", 7, 4}
+	NFTIPv6Addr    = NFTType{"ipv6_addr", 8, 16}
+	NFTInetProto   = NFTType{"inet_proto", 12, 1}
+	NFTInetService = NFTType{"inet_service", 13, 2}
+	NFTMark        = NFTType{"mark", 19, 4} // a number in the machine's byte order
+)
+
+// NFTSet is a set, or a map when it has a Value type. Several Key types make a concatenation.
+type NFTSet struct {
+	Name     string
+	Comment  string // at most 127 bytes
+	Key      []NFTType
+	Value    []NFTType // none: a set; NFTVerdict: a verdict map
+	Interval bool      // elements are ranges of a single-type key
+}
+
+// NFTElement is one element of a set or map. Key and Value are padded per field to four bytes, as
+// registers hold them. Elements with equal Set and Key are the same element.
+type NFTElement struct {
+	Set     string
+	Key     string // raw bytes; a string, so that elements can be compared and be map keys
+	End     string // interval sets: the first key behind the range, "" when it reaches the last key
+	Value   string // raw bytes of a data map
+	Goto    string // verdict maps: the chain to continue in
+	Comment string // at most 127 bytes
+}
+
+// NFTContents is what the kernel holds under a table's name.
+type NFTContents struct {
+	Comment  string
+	Rules    map[string][]string // chain → the comments of its rules, in order
+	Sets     map[string]bool
+	Elements []NFTElement
+}
+
+// NFTVerb says what an NFTOp does.
+type NFTVerb uint8
+
+// What an NFTOp does.
+const (
+	NFTAddTable      NFTVerb = iota + 1 // Def, with its sets, chains and rules
+	NFTDeleteTable                      // and all that is in it
+	NFTAddChain                         // Chain with its rules
+	NFTDeleteChain                      // Chain (only its name counts) with its rules
+	NFTAddElement                       // Element
+	NFTDeleteElement                    // Element (only its set and key count)
+)
+
+// NFTOp is one change of a table.
+type NFTOp struct {
+	Verb    NFTVerb
+	Family  NFTFamily
+	Table   string
+	Join    bool // never in a later transaction than the operation before it
+	Def     *NFTTable
+	Chain   *NFTChain
+	Element *NFTElement
+}
+
+// String says what the operation does, for errors: "add element default/web to slots of table ip braid".
+func (o NFTOp) String() string {
+	table := fmt.Sprintf("table %s %s", o.Family, o.Table)
+	switch o.Verb {
+	case NFTAddTable:
+		return "add " + table
+	case NFTDeleteTable:
+		return "delete " + table
+	case NFTAddChain:
+		return fmt.Sprintf("add chain %s of %s", o.Chain.Name, table)
+	case NFTDeleteChain:
+		return fmt.Sprintf("delete chain %s of %s", o.Chain.Name, table)
+	case NFTAddElement:
+		return fmt.Sprintf("add element %x (%s) to %s of %s", o.Element.Key, o.Element.Comment, o.Element.Set, table)
+	case NFTDeleteElement:
+		return fmt.Sprintf("delete element %x (%s) from %s of %s", o.Element.Key, o.Element.Comment, o.Element.Set, table)
+	}
+	return fmt.Sprintf("nftables verb %d on %s", o.Verb, table)
+}

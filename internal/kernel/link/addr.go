@@ -1,0 +1,236 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/kernel/sysctl"
+)
+
+// Route is a route of a pod through an interface. Without a gateway the
+// destination is reached directly.
+type Route struct {
+	Dst netip.Prefix
+	Via netip.Addr // zero: on the link
+}
+
+func (r Route) String() string {
+	if r.Via.IsValid() {
+		return r.Dst.String() + " via " + r.Via.String()
+	}
+	return r.Dst.String() + " on the link"
+}
+
+// Host is a single address as a prefix: /32 or /128.
+func Host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// Pod describes the inside of a pod's namespace.
+type Pod struct {
+	IfName string
+	Addrs  []netip.Addr // added as /32 and /128, so nothing but Routes is reachable
+	Routes []Route      // in order: a gateway's own route comes before those through it
+}
+
+// ConfigurePod brings up loopback and the pod's interface with its addresses
+// and routes. The calling thread and h must be in the pod's namespace, for the
+// sysctls. What an error leaves half done goes with the interface.
+func ConfigurePod(h *netlink.Handle, p Pod) (Ref, error) {
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return Ref{}, fmt.Errorf("look up loopback in the pod: %w", err)
+	}
+	if err := h.LinkSetUp(lo); err != nil {
+		return Ref{}, fmt.Errorf("bring up loopback in the pod: %w", err)
+	}
+	l, err := h.LinkByName(p.IfName)
+	if err != nil {
+		return Ref{}, fmt.Errorf("look up %s in the pod: %w", p.IfName, err)
+	}
+	if err := podSysctls(p); err != nil {
+		return Ref{}, err
+	}
+	for _, a := range p.Addrs {
+		if err := addAddr(h, l, Host(a)); err != nil {
+			return Ref{}, err
+		}
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		return Ref{}, fmt.Errorf("bring up %s in the pod: %w", p.IfName, err)
+	}
+	for _, r := range p.Routes {
+		if err := addRoute(h, l, r); err != nil {
+			return Ref{}, err
+		}
+	}
+	return refOf(l), nil
+}
+
+// podSysctls keeps routers and redirects on the network from changing the
+// pod's routes, and skips duplicate address detection: IPAM has seen to it,
+// and it would hold up the first packets by a second or two.
+func podSysctls(p Pod) error {
+	var set []sysctlValue
+	for _, a := range p.Addrs {
+		if a.Is4() {
+			set = append(set,
+				// A host takes redirects when either of the two allows it.
+				sysctlValue{"net/ipv4/conf/all/accept_redirects", "0"},
+				sysctlValue{"net/ipv4/conf/" + p.IfName + "/accept_redirects", "0"})
+			continue
+		}
+		conf := "net/ipv6/conf/" + p.IfName
+		set = append(set,
+			// Runtimes make sandboxes with IPv6 off until a plugin brings it.
+			sysctlValue{"net/ipv6/conf/lo/disable_ipv6", "0"},
+			sysctlValue{conf + "/disable_ipv6", "0"},
+			sysctlValue{conf + "/accept_dad", "0"},
+			sysctlValue{conf + "/accept_ra", "0"},
+			sysctlValue{conf + "/accept_redirects", "0"})
+	}
+	return setSysctls(set)
+}
+
+// HasLink tells whether an interface exists in the namespace of h.
+func HasLink(h *netlink.Handle, name string) (bool, error) {
+	_, err := h.LinkByName(name)
+	if isNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up %s: %w", name, err)
+	}
+	return true, nil
+}
+
+// Seen is an interface with its addresses and routes as the kernel has them.
+type Seen struct {
+	Ref
+	MTU    int
+	Up     bool
+	Addrs  []netip.Prefix
+	Routes []Route // through this interface, main table
+}
+
+// Read reads an interface. The error wraps netlink.LinkNotFoundError when
+// there is none.
+func Read(h *netlink.Handle, name string) (Seen, error) {
+	l, err := h.LinkByName(name)
+	if err != nil {
+		return Seen{}, fmt.Errorf("look up %s: %w", name, err)
+	}
+	s := Seen{Ref: refOf(l), MTU: l.Attrs().MTU, Up: l.Attrs().Flags&net.FlagUp != 0}
+	addrs, err := Dump(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
+	if err != nil {
+		return s, fmt.Errorf("read the addresses of %s: %w", name, err)
+	}
+	for _, a := range addrs {
+		s.Addrs = append(s.Addrs, Netip(a.IPNet))
+	}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		routes, err := Dump(func() ([]netlink.Route, error) { return h.RouteList(l, family) })
+		if err != nil {
+			return s, fmt.Errorf("read the routes through %s: %w", name, err)
+		}
+		for _, r := range routes {
+			seen := Route{Dst: Netip(r.Dst)}
+			if !seen.Dst.IsValid() {
+				seen.Dst = defaultOf(family)
+			}
+			if via, ok := netip.AddrFromSlice(r.Gw); ok {
+				seen.Via = via.Unmap()
+			}
+			s.Routes = append(s.Routes, seen)
+		}
+	}
+	return s, nil
+}
+
+// SetNeigh tells the node which hardware address a pod has. The address may
+// have been another pod's a moment ago, and the node would send to that one's
+// interface until its entry expires.
+func SetNeigh(h *netlink.Handle, bridge Ref, a netip.Addr, mac net.HardwareAddr) error {
+	err := h.NeighSet(&netlink.Neigh{LinkIndex: bridge.Index, Family: familyOf(a), State: netlink.NUD_REACHABLE,
+		IP: a.AsSlice(), HardwareAddr: mac})
+	if err != nil {
+		return fmt.Errorf("set neighbour %s %s on %s: %w", a, mac, bridge.Name, err)
+	}
+	return nil
+}
+
+// DeleteNeigh forgets a pod that is gone, so that whoever still sends to it is
+// told so at once. Neither a missing bridge nor a missing entry is an error.
+func DeleteNeigh(h *netlink.Handle, bridge string, a netip.Addr) error {
+	l, err := h.LinkByName(bridge)
+	if err == nil {
+		err = h.NeighDel(&netlink.Neigh{LinkIndex: l.Attrs().Index, Family: familyOf(a), IP: a.AsSlice()})
+	}
+	if err == nil || isNotFound(err) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return fmt.Errorf("forget neighbour %s on %s: %w", a, bridge, err)
+}
+
+func addAddr(h *netlink.Handle, l netlink.Link, p netip.Prefix) error {
+	a := &netlink.Addr{IPNet: IPNet(p)}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	if err := h.AddrAdd(l, a); err != nil {
+		return fmt.Errorf("add address %s to %s: %w", p, l.Attrs().Name, err)
+	}
+	return nil
+}
+
+func addRoute(h *netlink.Handle, l netlink.Link, r Route) error {
+	route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: IPNet(r.Dst), Protocol: desired.RouteProtocol}
+	if r.Via.IsValid() {
+		route.Gw = r.Via.AsSlice()
+	} else {
+		route.Scope = netlink.SCOPE_LINK
+	}
+	if err := h.RouteAdd(route); err != nil {
+		return fmt.Errorf("add route %s through %s in the pod: %w", r, l.Attrs().Name, err)
+	}
+	return nil
+}
+
+func defaultOf(family int) netip.Prefix {
+	if family == unix.AF_INET {
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+}
+
+func isNotFound(err error) bool {
+	var missing netlink.LinkNotFoundError
+	return errors.As(err, &missing)
+}
+
+// IsNotFound tells whether an error of this package says that a link is
+// missing.
+func IsNotFound(err error) bool { return isNotFound(err) }
+
+// sysctlValue is a path below /proc/sys and what is to be in it.
+type sysctlValue struct{ key, value string }
+
+// setSysctls sets values of the namespace the calling thread is in.
+func setSysctls(list []sysctlValue) error {
+	for _, s := range list {
+		_, err := sysctl.Set(s.key, s.value)
+		if errors.Is(err, os.ErrNotExist) && strings.HasPrefix(s.key, "net/ipv6/") {
+			return fmt.Errorf("%w: is IPv6 off in this kernel? then leave IPv6 ranges out", err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

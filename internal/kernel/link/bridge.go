@@ -1,0 +1,130 @@
+package link
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Bridge is the switch that the pods of a node are plugged into. Its ports
+// are isolated (see AddVeth), so it switches nothing between pods: it is the
+// pods' gateway and gives the node one interface for all of them.
+type Bridge struct {
+	Name  string
+	MTU   int            // bytes; 0 leaves it to the kernel
+	Addrs []netip.Prefix // gateway addresses with the length of the subnet
+}
+
+// Ref is what is known of an interface once it exists.
+type Ref struct {
+	Name  string
+	Index int
+	MAC   net.HardwareAddr
+}
+
+func refOf(l netlink.Link) Ref {
+	a := l.Attrs()
+	return Ref{Name: a.Name, Index: a.Index, MAC: a.HardwareAddr}
+}
+
+// EnsureBridge makes the bridge or puts right what differs on the one that is
+// there. It may run many times at once: whoever comes second finds the work
+// done. The calling thread and h must be in the same namespace.
+func EnsureBridge(h *netlink.Handle, want Bridge) (Ref, error) {
+	l, err := findOrMakeBridge(h, want)
+	if err != nil {
+		return Ref{}, err
+	}
+	// Set by a message of its own: given at creation the kernel takes it for a
+	// guess, and goes by the ports as they come and go.
+	if want.MTU != 0 && l.Attrs().MTU != want.MTU {
+		if err := h.LinkSetMTU(l, want.MTU); err != nil {
+			return Ref{}, fmt.Errorf("set mtu %d on bridge %s: %w", want.MTU, want.Name, err)
+		}
+	}
+	if err := bridgeSysctls(want); err != nil {
+		return Ref{}, err
+	}
+	for _, p := range want.Addrs {
+		if err := addAddr(h, l, p); err != nil && !errors.Is(err, unix.EEXIST) {
+			return Ref{}, err
+		}
+	}
+	if l.Attrs().Flags&net.FlagUp == 0 {
+		if err := h.LinkSetUp(l); err != nil {
+			return Ref{}, fmt.Errorf("bring up bridge %s: %w", want.Name, err)
+		}
+	}
+	return refOf(l), nil
+}
+
+func findOrMakeBridge(h *netlink.Handle, want Bridge) (netlink.Link, error) {
+	l, err := h.LinkByName(want.Name)
+	if isNotFound(err) {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.HardwareAddr = want.Name, bridgeMAC(want)
+		// Snooping would keep neighbour solicitations from pods whose group
+		// membership has not been seen yet; there is no multicast to save.
+		snooping := false
+		err = h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping})
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return nil, fmt.Errorf("make bridge %s: %w", want.Name, err)
+		}
+		l, err = h.LinkByName(want.Name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up bridge %s: %w", want.Name, err)
+	}
+	if l.Type() != "bridge" {
+		return nil, fmt.Errorf("interface %s is a %s, not a bridge: rename it or choose another bridge name", want.Name, l.Type())
+	}
+	return l, nil
+}
+
+// bridgeMAC gives the bridge an address of its own, derived from its name and
+// subnets. Without one the bridge takes the lowest of its ports and changes it
+// as pods come and go, while the other pods still send to the old one.
+func bridgeMAC(b Bridge) net.HardwareAddr {
+	sum := sha256.Sum256(fmt.Append(nil, b.Name, b.Addrs))
+	mac := net.HardwareAddr(sum[:6])
+	mac[0] = mac[0]&^1 | 2 // unicast, locally administered
+	return mac
+}
+
+// bridgeSysctls turns off redirects, which would tell a pod to send to its
+// neighbour directly, past the node (the kernel also wants conf/all off for
+// that, which is a matter of the whole node and so not done here), and
+// duplicate address detection, which would hold up the first pod by a second.
+func bridgeSysctls(b Bridge) error {
+	has := families(b.Addrs)
+	var set []sysctlValue
+	if has[unix.AF_INET] {
+		set = append(set, sysctlValue{"net/ipv4/conf/" + b.Name + "/send_redirects", "0"})
+	}
+	if has[unix.AF_INET6] {
+		set = append(set,
+			sysctlValue{"net/ipv6/conf/" + b.Name + "/disable_ipv6", "0"},
+			sysctlValue{"net/ipv6/conf/" + b.Name + "/accept_dad", "0"})
+	}
+	return setSysctls(set)
+}
+
+func families(list []netip.Prefix) map[int]bool {
+	m := map[int]bool{}
+	for _, p := range list {
+		m[familyOf(p.Addr())] = true
+	}
+	return m
+}
+
+func familyOf(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}

@@ -1,0 +1,46 @@
+package link_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/braidnet/braid/internal/kernel/link"
+	"github.com/braidnet/braid/internal/kernel/netns/nstest"
+)
+
+func TestRemovePodLinksTakesOnlyOurs(t *testing.T) {
+	ns := nstest.New(t)
+	ns.Exec(t, "ip", "link", "add", "braid0", "type", "bridge")
+	ns.Exec(t, "ip", "link", "add", "docker0", "type", "bridge")
+	ns.Exec(t, "ip", "link", "add", "brd0123456789a", "type", "veth", "peer", "name", "podend")
+	ns.Exec(t, "ip", "link", "set", "brd0123456789a", "master", "braid0")
+	ns.Exec(t, "ip", "link", "add", "brdge0", "type", "veth", "peer", "name", "other")
+	ns.Exec(t, "ip", "link", "add", "brd0123456789b", "type", "bridge")
+
+	var removed []string
+	if err := ns.Do(func() error {
+		h, err := link.OpenAt(-1)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		removed, err = link.RemovePodLinks(h)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(removed) != 2 {
+		t.Errorf("removed %v, want the bridge braid0 and the veth brd0123456789a", removed)
+	}
+	left := ns.Exec(t, "ip", "-o", "link")
+	for _, name := range []string{"docker0", "brdge0", "other", "brd0123456789b"} {
+		if !strings.Contains(left, name) {
+			t.Errorf("%s is not ours and is gone:\n%s", name, left)
+		}
+	}
+	for _, name := range []string{"braid0", "brd0123456789a", "podend"} {
+		if strings.Contains(left, " "+name+":") || strings.Contains(left, " "+name+"@") {
+			t.Errorf("%s is ours and is still there:\n%s", name, left)
+		}
+	}
+}

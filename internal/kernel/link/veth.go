@@ -1,0 +1,169 @@
+package link
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// HostVethName is the name of the host end of a pod interface: `brd` and 11
+// hex digits of a hash, 14 of the 15 bytes a name may have. It follows from
+// what every CNI call carries, so that DEL finds the link when the pod's
+// namespace and every record are gone.
+func HostVethName(containerID, ifname string) string {
+	// Neither part may hold a slash, so no two pairs give the same text.
+	sum := sha256.Sum256([]byte(containerID + "/" + ifname))
+	return "brd" + hex.EncodeToString(sum[:])[:11]
+}
+
+// Handle is a netlink socket in one namespace.
+type Handle = netlink.Handle
+
+// OpenAt opens a netlink socket in the namespace of a descriptor, or in that
+// of the calling thread when fd is negative.
+func OpenAt(fd int) (*netlink.Handle, error) {
+	ns := netns.None()
+	if fd >= 0 {
+		ns = netns.NsHandle(fd)
+	}
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	return h, nil
+}
+
+// Veth describes a pair of interfaces between a bridge and a pod.
+type Veth struct {
+	Host   string // name of the end on the bridge
+	Pod    string // name of the end in the pod
+	PodNS  int    // descriptor of the pod's namespace
+	Bridge int    // index of the bridge
+	MTU    int    // of both ends, bytes; 0 leaves it to the kernel
+	Alias  string // shown by `ip link` at the host end; may be empty
+}
+
+// AddVeth makes the pair with the pod's end directly in the pod's namespace,
+// where it is still down, and the host end an isolated port of the bridge,
+// up. On an error nothing is left.
+func AddVeth(h *netlink.Handle, v Veth) (host Ref, err error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.MasterIndex = v.Host, v.MTU, v.Bridge
+	add := &netlink.Veth{LinkAttrs: attrs, PeerName: v.Pod, PeerNamespace: netlink.NsFd(v.PodNS)}
+	if err := h.LinkAdd(add); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			return Ref{}, fmt.Errorf("make veth pair: host end %s or pod end %s exists already, left by an ADD that was cut short: call DEL before ADD: %w",
+				v.Host, v.Pod, err)
+		}
+		return Ref{}, fmt.Errorf("make veth pair %s, %s in the pod: %w", v.Host, v.Pod, err)
+	}
+	defer func() {
+		if err != nil {
+			_, derr := DeleteVeth(h, v.Host)
+			err = errors.Join(err, derr)
+		}
+	}()
+	l, err := h.LinkByName(v.Host)
+	if err != nil {
+		return Ref{}, fmt.Errorf("look up host veth %s: %w", v.Host, err)
+	}
+	// Isolated before up: there is no moment in which the bridge would switch
+	// a frame to another pod, past the node's rules.
+	if err := h.LinkSetIsolated(l, true); err != nil {
+		return Ref{}, fmt.Errorf("isolate bridge port %s: %w", v.Host, err)
+	}
+	if v.Alias != "" {
+		if err := h.LinkSetAlias(l, v.Alias); err != nil {
+			return Ref{}, fmt.Errorf("set alias %q on host veth %s: %w", v.Alias, v.Host, err)
+		}
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		return Ref{}, fmt.Errorf("bring up host veth %s: %w", v.Host, err)
+	}
+	return refOf(l), nil
+}
+
+// DeleteVeth removes the host end, and with it the pod's end, wherever that
+// is. It says whether there was one; a link that vanishes at the same time, as
+// when the kernel tears down the pod's namespace, is no error.
+func DeleteVeth(h *netlink.Handle, host string) (found bool, err error) {
+	l, err := h.LinkByName(host)
+	if isNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up host veth %s: %w", host, err)
+	}
+	if l.Type() != "veth" {
+		return false, fmt.Errorf("interface %s is a %s, not the veth of a pod: not removed", host, l.Type())
+	}
+	if err := h.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+		return true, fmt.Errorf("remove host veth %s: %w", host, err)
+	}
+	return true, nil
+}
+
+// Port is what CHECK wants to know of the host end of a pod's interface.
+type Port struct {
+	Ref
+	Bridge   int // index, 0 when it is no port
+	Peer     int // index of the pod's end
+	MTU      int
+	Up       bool
+	Isolated bool
+}
+
+// ReadPort reads a bridge port. The error wraps netlink.LinkNotFoundError when
+// there is no such link.
+func ReadPort(h *netlink.Handle, name string) (Port, error) {
+	l, err := h.LinkByName(name)
+	if err != nil {
+		return Port{}, fmt.Errorf("look up host veth %s: %w", name, err)
+	}
+	a := l.Attrs()
+	p := Port{Ref: refOf(l), Bridge: a.MasterIndex, Peer: a.ParentIndex, MTU: a.MTU, Up: a.Flags&net.FlagUp != 0}
+	if p.Bridge != 0 {
+		info, err := Dump(func() (netlink.Protinfo, error) { return h.LinkGetProtinfo(l) })
+		if err != nil {
+			return p, fmt.Errorf("read bridge port %s: %w", name, err)
+		}
+		p.Isolated = info.Isolated
+	}
+	return p, nil
+}
+
+// At is an interface seen through the handle of its namespace.
+type At struct {
+	Handle *netlink.Handle
+	Ref
+}
+
+// WaitUp waits until the interfaces carry traffic. The kernel announces a
+// carrier from a work queue: for some milliseconds after both ends of a pair
+// are up, the bridge port is still closed and packets are dropped.
+func WaitUp(list ...At) error {
+	const limit = 5 * time.Second
+	start := time.Now()
+	for pause := 200 * time.Microsecond; len(list) > 0; {
+		l, err := list[0].Handle.LinkByIndex(list[0].Index)
+		if err != nil {
+			return fmt.Errorf("wait for interface %s: %w", list[0].Name, err)
+		}
+		if state := l.Attrs().OperState; state == netlink.OperUp {
+			list = list[1:]
+		} else if time.Since(start) > limit {
+			return fmt.Errorf("interface %s is still %s after %s: expected up; is its other end up?", list[0].Name, state, limit)
+		} else {
+			time.Sleep(pause)
+			pause = min(2*pause, 10*time.Millisecond)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,52 @@
+// Package sysctl sets kernel parameters of the calling thread's network namespace.
+package sysctl
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+const root = "/proc/sys"
+
+// Forwarding returns the parameter that makes a node route packets of a family.
+//
+// Turning IPv6 forwarding on also makes the kernel ignore router advertisements on devices with
+// accept_ra=1: machines that get their default route that way need accept_ra=2 there.
+func Forwarding(is4 bool) string {
+	if is4 {
+		return "net/ipv4/ip_forward"
+	}
+	return "net/ipv6/conf/all/forwarding"
+}
+
+// Get returns the value of a parameter, named by its path below /proc/sys with slashes (device names
+// may hold dots): "net/ipv4/ip_forward".
+func Get(name string) (string, error) {
+	data, err := os.ReadFile(filepath.Join(root, name))
+	if err != nil {
+		return "", fmt.Errorf("read sysctl %s: %w", name, err)
+	}
+	return strings.TrimSpace(string(data)), nil
+}
+
+// Set gives a parameter a value and reads it back, since the kernel may take a write and keep its
+// own mind. A parameter that has the value already is not written: /proc/sys may be read-only where
+// somebody else prepared it. It reports whether it wrote.
+func Set(name, value string) (changed bool, err error) {
+	have, err := Get(name)
+	if err != nil || have == value {
+		return false, err
+	}
+	if err := os.WriteFile(filepath.Join(root, name), []byte(value), 0o644); err != nil {
+		return false, fmt.Errorf("set sysctl %s to %s (it is %s): %w: run privileged, or set it on the machine with sysctl -w", name, value, have, err)
+	}
+	if have, err = Get(name); err != nil {
+		return true, err
+	}
+	if have != value {
+		return true, fmt.Errorf("sysctl %s is still %s after it was set to %s", name, have, value)
+	}
+	return true, nil
+}
