@@ -123,7 +123,8 @@ func (f FDB) String() string {
 	return fmt.Sprintf("forwarding entry %s to %s dev %s", f.MAC, f.Dst, f.Dev)
 }
 
-// AddrKey, NeighKey and FDBKey tell objects of one kind apart; a Route's key is its destination.
+// AddrKey, NeighKey and FDBKey tell objects of one kind apart; a Link's key is its name, a
+// Route's its destination.
 type (
 	AddrKey struct {
 		Dev    string
@@ -139,17 +140,21 @@ type (
 	}
 )
 
+// Key tells the object apart from others of its kind.
+func (l Link) Key() string        { return l.Name }
 func (a Addr) Key() AddrKey       { return AddrKey{a.Dev, a.Prefix} }
 func (r Route) Key() netip.Prefix { return r.Dst }
 func (n Neigh) Key() NeighKey     { return NeighKey{n.Dev, n.IP} }
 func (f FDB) Key() FDBKey         { return FDBKey{f.Dev, f.MAC} }
 
+// bare is the object without its reason, for comparing.
 func (l Link) bare() Link   { l.Origin = ""; return l }
 func (a Addr) bare() Addr   { a.Origin = ""; return a }
 func (r Route) bare() Route { r.Origin = ""; return r }
 func (n Neigh) bare() Neigh { n.Origin = ""; return n }
 func (f FDB) bare() FDB     { f.Origin = ""; return f }
 
+// Why says what asked for the object; empty for what was read from the kernel.
 func (l Link) Why() string  { return l.Origin }
 func (a Addr) Why() string  { return a.Origin }
 func (r Route) Why() string { return r.Origin }

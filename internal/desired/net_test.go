@@ -64,6 +64,9 @@ func TestDiffIgnoresTheReason(t *testing.T) {
 	if d := Diff(a, b); len(d) != 0 {
 		t.Errorf("a moved document must change nothing: %v", d)
 	}
+	if l := (Link{Name: "d", Origin: "Node a"}); !Same(l, Link{Name: "d"}) || Same(l, Link{Name: "d", MTU: 1}) {
+		t.Error("devices must be compared by all but the reason")
+	}
 	if got := Text(Diff(a, nil)[0]); !strings.Contains(got, "x.yaml:1") {
 		t.Errorf("%q does not say why", got)
 	}

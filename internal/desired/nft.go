@@ -52,18 +52,7 @@ type NFTChain struct {
 // NFTRule is a list of expressions and the comment that `nft list` shows behind it.
 type NFTRule struct {
 	Comment string // at most 127 bytes
-	Exprs   []NFTExpr
-}
-
-// NFTExpr is one expression of a rule: an expr.Any of google/nftables, or an NFTShift.
-type NFTExpr any
-
-var _ NFTExpr = expr.Any(nil)
-
-// NFTShift shifts the number in a four-byte register to the left, which the other package cannot say.
-type NFTShift struct {
-	Register uint32
-	Bits     uint32 // 1 to 31
+	Exprs   []expr.Any
 }
 
 // NFTType is a data type of set keys and values: what `nft` calls it, its number in the kernel's

@@ -11,6 +11,7 @@ import (
 
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/internal/reconcile"
+	"github.com/braidnet/braid/internal/source"
 	"github.com/braidnet/braid/internal/source/dir"
 	"github.com/braidnet/braid/internal/source/kube"
 	"github.com/braidnet/braid/netagent/status"
@@ -22,8 +23,8 @@ type Agent struct {
 	log      *slog.Logger
 	store    *model.Store
 	started  time.Time
-	services *services // nil with service mode "none"
-	overlay  *overlayRunner
+	services *services                  // nil with service mode "none"
+	overlay  *overlayLoop               // nil with overlay "none"
 	loops    []*reconcile.Loop          // in the order they are reported
 	byName   map[string]*reconcile.Loop // the same
 
@@ -41,6 +42,9 @@ func Run(ctx context.Context, cfg Config) error {
 		started: time.Now(), byName: map[string]*reconcile.Loop{}}
 	if err := a.build(); err != nil {
 		return err
+	}
+	if a.overlay != nil {
+		defer a.overlay.Close()
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -76,8 +80,12 @@ func Run(ctx context.Context, cfg Config) error {
 // build makes the planners and their loops; nothing is written to the kernel yet.
 func (a *Agent) build() error {
 	if a.cfg.Overlay != "none" {
-		a.overlay = newOverlayRunner(a.cfg, a.store, a.log)
-		a.addLoop("overlay", a.overlay.step, 30*time.Second)
+		o, err := newOverlayLoop(a.cfg, a.store)
+		if err != nil {
+			return err
+		}
+		a.overlay = o
+		a.addLoop("overlay", o.step, 30*time.Second)
 	}
 	if a.cfg.ServiceMode != "none" {
 		s, err := newServices(a.cfg)
@@ -89,6 +97,9 @@ func (a *Agent) build() error {
 	}
 	if a.cfg.CNIConfDir != "" {
 		a.addLoop("cni", a.cniStep, 10*time.Second)
+		if a.overlay != nil {
+			a.overlay.onMTU = a.byName["cni"].Kick
+		}
 	}
 	return nil
 }
@@ -112,7 +123,7 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 	cancel := a.store.Subscribe(a.onChange)
 	defer cancel()
 	if a.overlay != nil {
-		wg.Go(func() { a.overlay.watch(ctx, a.byName["overlay"].Kick) })
+		wg.Go(func() { a.overlay.Watch(ctx, a.byName["overlay"].Kick) })
 	}
 	cni := a.byName["cni"]
 	for _, l := range a.loops {
@@ -154,10 +165,13 @@ func (a *Agent) onChange(rev uint64, changes []model.Change) {
 	}
 }
 
-func (a *Agent) setProblems(p []status.Problem) {
+func (a *Agent) setProblems(list []source.Problem) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.problems = p
+	a.problems = a.problems[:0]
+	for _, p := range list {
+		a.problems = append(a.problems, status.Problem(p))
+	}
 }
 
 func (a *Agent) runSource(ctx context.Context) error {

@@ -31,7 +31,7 @@ func Cleanup(ctx context.Context, c Config) (removed []string, err error) {
 		}
 		removed = append(removed, had...)
 	}
-	links, err := removeLinks()
+	links, err := cleanupLinks(c)
 	removed = append(removed, links...)
 	return removed, errors.Join(append(errs, err)...)
 }

@@ -64,7 +64,7 @@ func (a *Agent) cniStep(context.Context) (reconcile.Outcome, error) {
 func (a *Agent) conflist(node *model.Node) cniConflist {
 	p := cniPlugin{Type: "braid", Bridge: "braid0", IPAM: cniIPAM{DataDir: filepath.Join(a.cfg.StateDir, "networks")}}
 	if a.overlay != nil {
-		p.MTU = a.overlay.mtu()
+		p.MTU = int(a.overlay.mtu.Load())
 	}
 	for _, c := range node.PodCIDRs {
 		p.IPAM.Ranges = append(p.IPAM.Ranges, []cniRange{{c}})

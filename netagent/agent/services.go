@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/internal/reconcile"
 	"github.com/braidnet/braid/netagent/service"
 )
@@ -17,6 +16,8 @@ type services struct {
 	planner   *service.Planner
 	dataplane service.Dataplane
 	others    []service.Dataplane // the other modes, whose leftovers go once ours is in force
+
+	log *slog.Logger
 
 	whole    time.Time           // when the kernel was last compared as a whole; zero = must be next
 	backends map[service.Key]int // what is programmed
@@ -30,7 +31,7 @@ func newServices(c Config) (*services, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &services{planner: service.NewPlanner(service.Config{Node: c.Node}), dataplane: dp, others: others}, nil
+	return &services{planner: service.NewPlanner(service.Config{Node: c.Node}), dataplane: dp, others: others, log: c.Log}, nil
 }
 
 // dataplanes lists the constructors in the order `auto` prefers them.
@@ -82,8 +83,12 @@ func (s *services) replace() (reconcile.Outcome, error) {
 	}
 	if first { // ours is in force: what another mode left would translate twice
 		for _, o := range s.others {
-			if err := o.Cleanup(); err != nil {
+			removed, err := o.Cleanup()
+			if err != nil {
 				return reconcile.Outcome{}, fmt.Errorf("remove rules left by service mode %s: %w", o.Name(), err)
+			}
+			for _, r := range removed {
+				s.log.Info("removed what another service mode left", "removed", r)
 			}
 		}
 	}

@@ -1,0 +1,181 @@
+// Package ipt runs iptables-restore and iptables-save for one address family. Text goes in and parsed
+// chains come out; what the rules are for is the caller's business.
+package ipt
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Times for one run of a tool. Loading tens of thousands of rules takes seconds; a run that lasts
+// for minutes hangs.
+const (
+	lockWait = "20" // seconds to wait for the lock that legacy tools share
+	timeout  = 3 * time.Minute
+)
+
+// tables are those that Save reads.
+var tables = []string{"nat", "filter"}
+
+// Tool is a working pair of restore and save programs.
+type Tool struct {
+	restore, save string
+}
+
+// Variants of the tools, best first. Plain names come after the explicit nftables ones, since an
+// administrator may have pointed them at legacy, and rules in both kernels' tables at once are
+// evaluated one after the other.
+var variants = []string{"-nft", "", "-legacy"}
+
+// Find returns the best pair of tools that works in this network namespace. The error says for every
+// variant why not.
+func Find(ipv6 bool) (*Tool, error) { return find(ipv6, variants) }
+
+// FindVariant is Find for one variant: "nft", "legacy", or "" for the system's default.
+func FindVariant(ipv6 bool, variant string) (*Tool, error) {
+	if variant != "" {
+		variant = "-" + variant
+	}
+	return find(ipv6, []string{variant})
+}
+
+func find(ipv6 bool, variants []string) (*Tool, error) {
+	base := "iptables"
+	if ipv6 {
+		base = "ip6tables"
+	}
+	var reasons []string
+	for _, v := range variants {
+		t, err := lookup(base + v)
+		if err == nil {
+			_, err = t.Save()
+		}
+		if err == nil {
+			return t, nil
+		}
+		reasons = append(reasons, err.Error())
+	}
+	return nil, fmt.Errorf("no working %s-restore: install the package iptables, 1.8 or newer (%s)", base, strings.Join(reasons, "; "))
+}
+
+func lookup(name string) (*Tool, error) {
+	restore, err := exec.LookPath(name + "-restore")
+	if err != nil {
+		return nil, fmt.Errorf("%s-restore: %w", name, errors.Unwrap(err))
+	}
+	save, err := exec.LookPath(name + "-save")
+	if err != nil {
+		return nil, fmt.Errorf("%s-save: %w", name, errors.Unwrap(err))
+	}
+	return &Tool{restore: restore, save: save}, nil
+}
+
+// String returns the path of the restore program.
+func (t *Tool) String() string { return t.restore }
+
+// Enabled reports whether the running kernel has the family at all.
+func Enabled(ipv6 bool) bool {
+	if !ipv6 {
+		return true
+	}
+	_, err := os.Stat("/proc/net/if_inet6")
+	return err == nil
+}
+
+// Save reads the nat and filter tables: table -> chain -> rules without "-A CHAIN ".
+func (t *Tool) Save() (map[string]map[string][]string, error) {
+	out := map[string]map[string][]string{}
+	for _, table := range tables {
+		text, stderr, err := run(nil, t.save, "-t", table)
+		if err != nil {
+			return nil, fmt.Errorf("read table %s with %s: %w: %s", table, t.save, err, strings.TrimSpace(stderr))
+		}
+		parsed, err := parseSaved(text)
+		if err != nil {
+			return nil, fmt.Errorf("read table %s with %s: %w", table, t.save, err)
+		}
+		for name, chains := range parsed {
+			out[name] = chains
+		}
+	}
+	return out, nil
+}
+
+// Restore loads input without touching chains that it does not name. Each table in it is taken as a
+// whole or not at all. A refusal is a *RestoreError.
+func (t *Tool) Restore(input string) error { return t.load(input, "--noflush", "-w", lockWait) }
+
+// Test checks that the tool can parse input, without changing the kernel.
+func (t *Tool) Test(input string) error { return t.load(input, "--noflush", "--test", "-w", lockWait) }
+
+func (t *Tool) load(input string, args ...string) error {
+	_, stderr, err := run([]byte(input), t.restore, args...)
+	if err == nil {
+		return nil
+	}
+	return newRestoreError(t.restore, input, stderr, err)
+}
+
+func run(stdin []byte, name string, args ...string) (stdout []byte, stderr string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &out, &errs
+	err = cmd.Run()
+	if ctx.Err() != nil {
+		err = fmt.Errorf("did not end within %s", timeout)
+	}
+	return out.Bytes(), errs.String(), err
+}
+
+// RestoreError says which line of the input the tool refused.
+type RestoreError struct {
+	Program string
+	Line    int    // 1-based, 0 when the tool named none
+	Text    string // that line; when it is a COMMIT, the tool found the fault only then
+	Reason  string // what the tool said, in one line
+	Err     error
+}
+
+// Error implements error.
+func (e *RestoreError) Error() string {
+	if e.Line == 0 {
+		return fmt.Sprintf("%s refused the rules: %s (%v)", e.Program, e.Reason, e.Err)
+	}
+	return fmt.Sprintf("%s refused line %d of its input, %q: %s", e.Program, e.Line, e.Text, e.Reason)
+}
+
+// Unwrap returns how the process ended.
+func (e *RestoreError) Unwrap() error { return e.Err }
+
+// lineNumber finds the line in what the tools say: "line 13: RULE_INSERT failed", "Error occurred at
+// line: 3", "iptables-restore: line 2 failed: No chain/target/match by that name."
+var lineNumber = regexp.MustCompile(`\bline:? (\d+)`)
+
+func newRestoreError(program, input, stderr string, err error) *RestoreError {
+	e := &RestoreError{Program: program, Err: err}
+	var reason []string
+	for _, l := range strings.Split(stderr, "\n") {
+		l = strings.TrimSpace(l)
+		if l != "" && !strings.HasPrefix(l, "Try `") && !strings.HasPrefix(l, "# Warning") {
+			reason = append(reason, l)
+		}
+	}
+	e.Reason = strings.Join(reason, " ")
+	if m := lineNumber.FindStringSubmatch(stderr); m != nil {
+		lines := strings.Split(input, "\n")
+		if n, convErr := strconv.Atoi(m[1]); convErr == nil && n >= 1 && n <= len(lines) {
+			e.Line, e.Text = n, lines[n-1]
+		}
+	}
+	return e
+}

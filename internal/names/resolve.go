@@ -1,0 +1,235 @@
+package names
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/braidnet/braid/internal/model"
+)
+
+// View is how one consumer wants to see the cluster. The index is shared; views differ.
+type View struct {
+	PodNames    bool // endpoints without a hostname are called after their pods
+	IgnoreEmpty bool // a service with cluster IPs but no ready endpoint does not exist
+	NoEndpoints bool // behave as if there were no endpoints
+}
+
+// Target is one address a name leads to, and a port when ports were asked for.
+type Target struct {
+	Addr     netip.Addr
+	Port     uint16 // 0 = the service names no port; there is no SRV record for it
+	Endpoint string // label in front of the service's name; empty for the service itself
+}
+
+// Answer is what the index knows of a service name.
+type Answer struct {
+	Exists   bool   // false means NXDOMAIN; true without targets means the name has no such records
+	External string // target of an ExternalName service, as written in the object
+	Targets  []Target
+}
+
+// HasNamespace reports whether a namespace exists.
+func (x *Index) HasNamespace(ns string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	_, ok := x.namespaces[ns]
+	return ok
+}
+
+// UsesNamespace reports whether a service, slice or pod is in a namespace. Folders of manifests rarely
+// declare the namespaces they use; an API server would not let them be used otherwise.
+func (x *Index) UsesNamespace(ns string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.used[ns] > 0
+}
+
+// Resolve answers a parsed name of kind Svc with an Object, for addresses of any family. With ports
+// it gives one target per address and port, else one per address.
+func (x *Index) Resolve(n Name, v View, ports bool) Answer {
+	s, list := x.service(model.Key{Namespace: n.Namespace, Name: n.Object})
+	if s == nil {
+		return Answer{}
+	}
+	if v.NoEndpoints {
+		list = nil
+	}
+	switch {
+	case s.Type == model.ExternalName:
+		return external(s, n)
+	case v.IgnoreEmpty && !s.Headless && empty(list):
+		return Answer{}
+	case s.Headless || n.Endpoint != "":
+		return fromEndpoints(s, list, n, v, ports)
+	}
+	return fromClusterIPs(s, n, ports)
+}
+
+// service returns a service and its slices, both safe to read without the lock.
+func (x *Index) service(k model.Key) (*model.Service, []*slice) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.services[k], x.byService[k]
+}
+
+// external answers for ExternalName services. They have no endpoints and no ports, and an address in
+// place of a name is not served: a CNAME cannot point to it.
+func external(s *model.Service, n Name) Answer {
+	if n.Endpoint != "" || n.Port != "" || n.Protocol != "" || s.ExternalName == "" {
+		return Answer{}
+	}
+	if _, err := netip.ParseAddr(s.ExternalName); err == nil {
+		return Answer{}
+	}
+	return Answer{Exists: true, External: s.ExternalName}
+}
+
+func fromClusterIPs(s *model.Service, n Name, ports bool) (out Answer) {
+	all := s.Ports
+	if len(all) == 0 {
+		all = []model.ServicePort{{}}
+	}
+	for _, p := range all {
+		if !matches(n, p.Name, p.Protocol, len(s.Ports) > 0) {
+			continue
+		}
+		out.Exists = true
+		for _, a := range s.ClusterIPs {
+			out.Targets = append(out.Targets, Target{Addr: a, Port: p.Port})
+		}
+		if !ports {
+			break
+		}
+	}
+	return out
+}
+
+// fromEndpoints answers for headless services, and for endpoint names of any service: CoreDNS always
+// served the latter, beyond what the specification asks for.
+func fromEndpoints(s *model.Service, list []*slice, n Name, v View, ports bool) (out Answer) {
+	for _, sl := range list {
+		matched := sl.matching(n)
+		if len(matched) > 1 && !ports {
+			matched = matched[:1]
+		}
+		for _, e := range sl.chosen(n.Endpoint, v.PodNames) {
+			for _, p := range matched {
+				out.Targets = append(out.Targets, Target{Addr: e.Addr, Port: p.Port, Endpoint: e.Label(v.PodNames)})
+			}
+		}
+	}
+	out.Exists = len(out.Targets) > 0 || isProtocol(s, list, n.Endpoint)
+	return out
+}
+
+// matching returns the ports of the slice that a name asks for; a slice without ports has one
+// without a number, so that its addresses are found by plain names.
+func (s *slice) matching(n Name) []model.EndpointPort {
+	if len(s.ports) == 0 {
+		if n.Port == "" && n.Protocol == "" {
+			return []model.EndpointPort{{}}
+		}
+		return nil
+	}
+	if n.Port == "" && n.Protocol == "" {
+		return s.ports
+	}
+	var out []model.EndpointPort
+	for _, p := range s.ports {
+		if matches(n, p.Name, p.Protocol, true) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// matches compares a port with the labels of a name. declared is false for the stand-in of a service
+// without ports, which only plain names match.
+func matches(n Name, port string, protocol model.Protocol, declared bool) bool {
+	if !declared {
+		return n.Port == "" && n.Protocol == ""
+	}
+	return (n.Port == "" || strings.EqualFold(n.Port, port)) &&
+		(n.Protocol == "" || strings.EqualFold(n.Protocol, protocol.String()))
+}
+
+// isProtocol reports whether a label such as "_tcp" stands between a service and port names that
+// exist: it holds nothing itself but must not be denied (RFC 8020).
+func isProtocol(s *model.Service, list []*slice, label string) bool {
+	name, ok := strings.CutPrefix(label, "_")
+	if !ok || name == "" {
+		return false
+	}
+	n := Name{Protocol: name}
+	if !s.Headless {
+		return len(s.Ports) > 0 && fromClusterIPs(s, n, false).Exists
+	}
+	for _, sl := range list {
+		if len(sl.endpoints) > 0 && len(sl.matching(n)) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func empty(list []*slice) bool {
+	for _, s := range list {
+		if len(s.endpoints) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// ClusterIP returns the services that have a cluster IP, sorted; more than one only while an address
+// moves from one service to another.
+func (x *Index) ClusterIP(a netip.Addr) []model.Key {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return append([]model.Key(nil), x.clusterIPs[a]...)
+}
+
+// Owner is a service that an address is an endpoint of.
+type Owner struct {
+	Service model.Key
+	Endpoint
+}
+
+// Owners returns every use of an address as a ready endpoint.
+func (x *Index) Owners(a netip.Addr) []Owner {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	refs := x.endpoints[a]
+	out := make([]Owner, len(refs))
+	for i, r := range refs {
+		out[i] = Owner{r.slice.service, r.slice.endpoints[r.i]}
+	}
+	return out
+}
+
+// Service returns a service by its key, or nil.
+func (x *Index) Service(k model.Key) *model.Service {
+	s, _ := x.service(k)
+	return s
+}
+
+// Endpoints returns the ready endpoints of a service.
+func (x *Index) Endpoints(k model.Key) (out []Endpoint) {
+	_, list := x.service(k)
+	for _, s := range list {
+		out = append(out, s.endpoints...)
+	}
+	return out
+}
+
+// HasPod reports whether a living pod of the namespace has the address.
+func (x *Index) HasPod(ns string, a netip.Addr) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for _, k := range x.podIPs[a] {
+		if k.Namespace == ns {
+			return true
+		}
+	}
+	return false
+}

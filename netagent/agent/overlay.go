@@ -1,0 +1,175 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/kernel/link"
+	"github.com/braidnet/braid/internal/kernel/netns"
+	"github.com/braidnet/braid/internal/kernel/route"
+	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/overlay"
+)
+
+// overlayConfig says which overlay a node runs.
+type overlayConfig struct {
+	Backend string // "vxlan" or "host-gw"
+	Node    string // this node's name
+	VNI     uint32
+	Port    uint16
+}
+
+// overlayResult is what one Sync found and did.
+type overlayResult struct {
+	MTU     int            // of pods, bytes; 0 = not known
+	Peers   int            // nodes with at least one pod CIDR reached
+	Changes []string       // what was done, each with its reason; empty when all was right
+	Notes   []overlay.Note // what cannot be reached, and why
+}
+
+// podNetwork keeps devices, addresses, routes, neighbour and forwarding entries of the overlay as
+// planned. One goroutine calls Sync; Watch may run beside it.
+type podNetwork struct {
+	cfg   overlayConfig
+	store *model.Store
+	log   *slog.Logger
+	h     *netlink.Handle
+	ns    *netns.NS
+
+	mu   sync.Mutex
+	view view // what the newest Sync wants and saw, for Watch to compare events with
+}
+
+// newOverlay opens netlink sockets in the network namespace of the calling thread; everything but
+// the forwarding switches goes through them. Those are files below /proc/sys, which show the
+// namespace of whoever opens them, so Sync too must run on a thread in that namespace. Close it after use.
+func newOverlay(cfg overlayConfig, store *model.Store, log *slog.Logger) (*podNetwork, error) {
+	ns, err := netns.Current()
+	if err != nil {
+		return nil, fmt.Errorf("overlay: %w", err)
+	}
+	h, err := link.OpenAt(ns.Fd())
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("overlay: %w", err), ns.Close())
+	}
+	return &podNetwork{cfg: cfg, store: store, log: log, h: h, ns: ns}, nil
+}
+
+// Close gives the sockets up. The kernel stays as it is.
+func (o *podNetwork) Close() error {
+	o.h.Close()
+	return o.ns.Close()
+}
+
+// Sync makes the kernel hold what the cluster's nodes ask for. It reads what is there, changes only
+// what differs, adds before it deletes, and removes what earlier runs and other backends left. What
+// fails for one object does not keep the others from being done; the error joins all failures. When
+// this node itself is unknown, nothing is touched.
+func (o *podNetwork) Sync(ctx context.Context) (overlayResult, error) {
+	if !o.store.HasSynced() {
+		return overlayResult{}, errors.New("overlay: the cluster's state is not complete yet: nothing was changed")
+	}
+	table, err := link.ReadTable(o.h)
+	if err != nil {
+		return overlayResult{}, fmt.Errorf("overlay: %w", err)
+	}
+	in, err := o.input(table)
+	if err != nil {
+		return overlayResult{}, fmt.Errorf("overlay: %w", err)
+	}
+	net, notes := overlay.Plan(in)
+	res := overlayResult{MTU: overlay.MTU(in), Peers: countPeers(in.Peers, net.Routes), Notes: notes}
+	o.remember(newView(in, net, table))
+	for _, n := range notes {
+		if n.Blocks {
+			return res, fmt.Errorf("overlay: nothing was changed: %s", n)
+		}
+	}
+	w := &writer{h: o.h, table: table, failed: map[string]bool{}}
+	w.forwarding(in.Self.PodCIDRs)
+	if err := w.links(net.Links); err != nil {
+		return res, fmt.Errorf("overlay: %w", err)
+	}
+	o.remember(newView(in, net, w.table)) // devices made anew have new numbers
+	w.objects(ctx, net)
+	w.sweepLinks(net.Links)
+	res.Changes = w.changes
+	if n := len(w.changes); n > 0 {
+		o.log.Info("overlay changed the kernel", "changes", n, "first", w.changes[0], "errors", len(w.errs))
+	}
+	return res, errors.Join(w.errs...)
+}
+
+// Cleanup removes the overlay's routes and devices, with what is on them, and nothing else; IP
+// forwarding stays as it is, since others may rely on it. It returns what it removed. Neither the
+// cluster's state nor a valid Config.Backend is needed.
+func (o *podNetwork) Cleanup() ([]string, error) {
+	table, err := link.ReadTable(o.h)
+	if err != nil {
+		return nil, fmt.Errorf("overlay: %w", err)
+	}
+	w := &writer{h: o.h, table: table, failed: map[string]bool{}}
+	o.remember(view{}) // a running Watch has nothing to defend any more
+	w.objects(context.Background(), desired.Network{})
+	w.sweepLinks(nil)
+	return w.changes, errors.Join(w.errs...)
+}
+
+// input gathers what the plan depends on: the nodes of the store, and of the machine the devices
+// that hold this node's InternalIPs.
+func (o *podNetwork) input(t *link.Table) (overlay.Input, error) {
+	in := overlay.Input{Backend: o.cfg.Backend, Name: o.cfg.Node, VNI: o.cfg.VNI, Port: o.cfg.Port}
+	for _, obj := range o.store.List(model.KindNode) {
+		if n, ok := obj.(*model.Node); !ok {
+			continue
+		} else if n.Name == o.cfg.Node {
+			in.Self = n
+		} else {
+			in.Peers = append(in.Peers, n)
+		}
+	}
+	if in.Self == nil {
+		return in, nil
+	}
+	owners, err := link.AddrOwners(o.h, t)
+	if err != nil {
+		return in, err
+	}
+	for _, is4 := range []bool{true, false} {
+		addr, ok := in.Self.Address(is4)
+		if !ok || owners[addr] == 0 {
+			continue
+		}
+		u := overlay.Underlay{Addr: addr, Dev: t.Name(owners[addr])}
+		u.MTU, _ = t.MTU(u.Dev)
+		if u.OnLink, err = route.OnLink(o.h, t, u.Dev, is4); err != nil {
+			return in, err
+		}
+		in.Underlays = append(in.Underlays, u)
+	}
+	return in, nil
+}
+
+// countPeers counts the nodes that a route leads to.
+func countPeers(peers []*model.Node, routes []desired.Route) (count int) {
+	reached := make(map[netip.Prefix]bool, len(routes))
+	for _, r := range routes {
+		reached[r.Dst] = true
+	}
+	for _, p := range peers {
+		for _, c := range p.PodCIDRs {
+			if reached[c] {
+				count++
+				break
+			}
+		}
+	}
+	return count
+}

@@ -1,0 +1,54 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/braidnet/braid/internal/kernel/link"
+	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/internal/reconcile"
+)
+
+// overlayLoop runs a podNetwork as one of the agent's subsystems.
+type overlayLoop struct {
+	*podNetwork
+	backend string
+	mtu     atomic.Int64 // of pods, as of the newest Sync; 0 = not known
+	onMTU   func()       // called when mtu changed
+}
+
+func newOverlayLoop(c Config, store *model.Store) (*overlayLoop, error) {
+	n, err := newOverlay(overlayConfig{Backend: c.Overlay, Node: c.Node, VNI: uint32(c.VNI), Port: uint16(c.Port)}, store, c.Log)
+	if err != nil {
+		return nil, err
+	}
+	return &overlayLoop{podNetwork: n, backend: c.Overlay, onMTU: func() {}}, nil
+}
+
+func (o *overlayLoop) step(ctx context.Context) (reconcile.Outcome, error) {
+	res, err := o.Sync(ctx)
+	if res.MTU > 0 && o.mtu.Swap(int64(res.MTU)) != int64(res.MTU) {
+		o.onMTU()
+	}
+	out := reconcile.Outcome{Summary: fmt.Sprintf("%s: %d peers, pod MTU %d", o.backend, res.Peers, res.MTU), Changes: res.Changes}
+	for _, n := range res.Notes {
+		out.Notes = append(out.Notes, n.String())
+	}
+	return out, err
+}
+
+// cleanupLinks removes the overlay's devices and routes, and the pod bridge with the pods' interfaces.
+func cleanupLinks(c Config) (removed []string, err error) {
+	n, err := newOverlay(overlayConfig{}, model.NewStore(), c.Log)
+	if err != nil {
+		return nil, err
+	}
+	defer n.Close()
+	removed, err = n.Cleanup()
+	if err != nil {
+		return removed, err
+	}
+	pods, err := link.RemovePodLinks(n.h)
+	return append(removed, pods...), err
+}

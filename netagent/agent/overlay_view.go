@@ -1,0 +1,171 @@
+package agent
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/kernel/link"
+	"github.com/braidnet/braid/internal/kernel/neigh"
+	"github.com/braidnet/braid/internal/kernel/route"
+	"github.com/braidnet/braid/netagent/overlay"
+)
+
+// view is what the newest Sync wants and what it saw of the machine. Each of its methods tells
+// whether one kernel event contradicts it. Our own writes do not (but for a device made anew, which
+// the kernel announces before it is up), nor does the traffic of the machine: only the rest is worth
+// a Sync.
+type view struct {
+	table  *link.Table
+	ips    map[netip.Addr]string // InternalIPs of this node and the device each was on, "" = none
+	under  map[string]underlayState
+	links  map[string]desired.Link
+	addrs  map[desired.AddrKey]desired.Addr
+	neighs map[desired.NeighKey]desired.Neigh
+	fdb    map[desired.FDBKey]desired.FDB
+	routes map[netip.Prefix]desired.Route
+}
+
+type underlayState struct {
+	index, mtu int
+	up         bool
+}
+
+func newView(in overlay.Input, want desired.Network, t *link.Table) view {
+	v := view{table: t, ips: map[netip.Addr]string{}, under: map[string]underlayState{}, links: map[string]desired.Link{},
+		addrs: byKey(want.Addrs), neighs: byKey(want.Neighs), fdb: byKey(want.FDB), routes: byKey(want.Routes)}
+	if in.Self != nil {
+		for _, a := range in.Self.InternalIPs {
+			v.ips[a] = ""
+		}
+	}
+	for _, u := range in.Underlays {
+		s := underlayState{index: t.Index(u.Dev)}
+		s.mtu, s.up = t.MTU(u.Dev)
+		v.under[u.Dev], v.ips[u.Addr] = s, u.Dev
+	}
+	for _, l := range want.Links {
+		v.links[l.Name] = l
+	}
+	return v
+}
+
+func byKey[T desired.Object[T, K], K comparable](list []T) map[K]T {
+	m := make(map[K]T, len(list))
+	for _, o := range list {
+		m[o.Key()] = o
+	}
+	return m
+}
+
+func (o *podNetwork) remember(v view) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.view = v
+}
+
+func (o *podNetwork) current() view {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.view
+}
+
+// ours returns the name of our device with an index, or "".
+func (v view) ours(index int) string {
+	if v.table == nil {
+		return ""
+	}
+	if name := v.table.Name(index); v.links[name].Name != "" {
+		return name
+	}
+	return ""
+}
+
+func (v view) name(index int) string {
+	if v.table == nil {
+		return ""
+	}
+	return v.table.Name(index)
+}
+
+// hitLink: a device of ours or the underlay is gone, down, renamed or has other attributes.
+func (v view) hitLink(u netlink.LinkUpdate) bool {
+	if u.Link == nil || u.Family == unix.AF_BRIDGE {
+		return false
+	}
+	a, gone := u.Attrs(), u.Header.Type == unix.RTM_DELLINK
+	if want, ok := v.links[a.Name]; ok {
+		have, isVXLAN := link.ReadDevice(u.Link, v.name)
+		return gone || !isVXLAN || !have.Up || !desired.Same(have.Link, want)
+	}
+	if strings.HasPrefix(a.Name, link.Prefix) && u.Type() == "vxlan" {
+		return !gone && len(v.ips) > 0
+	}
+	for name, s := range v.under {
+		if s.index == a.Index || name == a.Name {
+			return gone || s != underlayState{a.Index, a.MTU, a.Flags&net.FlagUp != 0} || name != a.Name
+		}
+	}
+	return false
+}
+
+// hitAddr: one of this node's InternalIPs comes, goes or moves, or an address of our devices changes.
+func (v view) hitAddr(u netlink.AddrUpdate) bool {
+	p := link.Netip(&u.LinkAddress)
+	if !p.IsValid() {
+		return false
+	}
+	if on, own := v.ips[p.Addr()]; own {
+		return !u.NewAddr || on == "" || on != v.name(u.LinkIndex)
+	}
+	dev := v.ours(u.LinkIndex)
+	if dev == "" || p.Addr().IsLinkLocalUnicast() {
+		return false
+	}
+	_, wanted := v.addrs[desired.AddrKey{Dev: dev, Prefix: p}]
+	return wanted != u.NewAddr
+}
+
+// hitRoute: a wanted route is gone or replaced, or a route of ours appears that is not wanted.
+func (v view) hitRoute(u netlink.RouteUpdate) bool {
+	if u.Table != unix.RT_TABLE_MAIN || u.Flags&unix.RTM_F_CLONED != 0 {
+		return false
+	}
+	have, ours := route.Read(&u.Route, v.name)
+	want, wanted := v.routes[have.Dst]
+	if u.Type == unix.RTM_DELROUTE {
+		return wanted && ours && desired.Same(have, want)
+	}
+	if !wanted {
+		return ours && len(v.ips) > 0
+	}
+	return !ours || !desired.Same(have, want)
+}
+
+// hitNeigh: a neighbour or forwarding entry of our devices is gone, changed, or not wanted.
+func (v view) hitNeigh(u netlink.NeighUpdate) bool {
+	dev := v.ours(u.LinkIndex)
+	if dev == "" {
+		return false
+	}
+	gone := u.Type == unix.RTM_DELNEIGH
+	if u.Family == unix.AF_BRIDGE {
+		have, permanent := neigh.ReadFDB(&u.Neigh, dev)
+		want, wanted := v.fdb[have.Key()]
+		return hitEntry(gone, permanent, wanted, desired.Same(have, want))
+	}
+	have, permanent := neigh.ReadNeigh(&u.Neigh, dev)
+	want, wanted := v.neighs[have.Key()]
+	return hitEntry(gone, permanent, wanted, desired.Same(have, want))
+}
+
+func hitEntry(gone, permanent, wanted, same bool) bool {
+	if !wanted {
+		return permanent && !gone
+	}
+	return gone || !permanent || !same
+}

@@ -1,0 +1,133 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	vnetns "github.com/vishvananda/netns"
+)
+
+const (
+	// settle gathers the burst of events that one act on the machine makes into one kick.
+	settle = 20 * time.Millisecond
+	// resubscribe is the pause after event sockets failed.
+	resubscribe = time.Second
+	// eventBuffer is the receive buffer of each event socket, bytes: room for the burst of routes
+	// that goes when a device does, in a cluster of thousands of nodes.
+	eventBuffer = 4 << 20
+)
+
+// Watch calls kick when somebody else changed something of ours, or the underlay: a device, an
+// address, a route, a neighbour or forwarding entry. It returns when ctx ends. Events that say what
+// the newest Sync wants, such as those of its own writes, do not kick.
+func (o *podNetwork) Watch(ctx context.Context, kick func()) {
+	hits := make(chan struct{}, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() { settleHits(ctx, hits, kick) })
+	defer wg.Wait()
+	for ctx.Err() == nil {
+		err := o.follow(ctx, hits)
+		if ctx.Err() != nil {
+			return
+		}
+		o.log.Warn("overlay: lost the kernel's events: asking for them again", "err", err, "pause", resubscribe)
+		select {
+		case <-ctx.Done():
+		case <-time.After(resubscribe):
+		}
+	}
+}
+
+// settleHits turns hits into kicks, those of one burst into one.
+func settleHits(ctx context.Context, hits <-chan struct{}, kick func()) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hits:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(settle):
+		}
+		select { // this kick answers every hit so far
+		case <-hits:
+		default:
+		}
+		kick()
+	}
+}
+
+func hit(hits chan<- struct{}) {
+	select {
+	case hits <- struct{}{}:
+	default:
+	}
+}
+
+// follow subscribes to the kernel's events and hits for each that contradicts the view, until ctx
+// ends or a subscription breaks. It hits once at its start: what changed before it is unknown.
+func (o *podNetwork) follow(ctx context.Context, hits chan<- struct{}) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	err := errors.Join(
+		subscribe(ctx, cancel, &wg, hits, func(ch chan netlink.LinkUpdate, ns *vnetns.NsHandle, broken func(error)) error {
+			return netlink.LinkSubscribeWithOptions(ch, ctx.Done(), netlink.LinkSubscribeOptions{
+				Namespace: ns, ErrorCallback: broken, ReceiveBufferSize: eventBuffer, ReceiveBufferForceSize: true})
+		}, func(u netlink.LinkUpdate) bool { return o.current().hitLink(u) }, o.ns.Fd()),
+		subscribe(ctx, cancel, &wg, hits, func(ch chan netlink.AddrUpdate, ns *vnetns.NsHandle, broken func(error)) error {
+			return netlink.AddrSubscribeWithOptions(ch, ctx.Done(), netlink.AddrSubscribeOptions{
+				Namespace: ns, ErrorCallback: broken, ReceiveBufferSize: eventBuffer, ReceiveBufferForceSize: true})
+		}, func(u netlink.AddrUpdate) bool { return o.current().hitAddr(u) }, o.ns.Fd()),
+		subscribe(ctx, cancel, &wg, hits, func(ch chan netlink.RouteUpdate, ns *vnetns.NsHandle, broken func(error)) error {
+			return netlink.RouteSubscribeWithOptions(ch, ctx.Done(), netlink.RouteSubscribeOptions{
+				Namespace: ns, ErrorCallback: broken, ReceiveBufferSize: eventBuffer, ReceiveBufferForceSize: true})
+		}, func(u netlink.RouteUpdate) bool { return o.current().hitRoute(u) }, o.ns.Fd()),
+		subscribe(ctx, cancel, &wg, hits, func(ch chan netlink.NeighUpdate, ns *vnetns.NsHandle, broken func(error)) error {
+			return netlink.NeighSubscribeWithOptions(ch, ctx.Done(), netlink.NeighSubscribeOptions{
+				Namespace: ns, ErrorCallback: broken, ReceiveBufferSize: eventBuffer, ReceiveBufferForceSize: true})
+		}, func(u netlink.NeighUpdate) bool { return o.current().hitNeigh(u) }, o.ns.Fd()),
+	)
+	if err == nil {
+		hit(hits)
+		<-ctx.Done()
+		err = context.Cause(ctx)
+	}
+	cancel(err) // ends the subscriptions that did begin
+	wg.Wait()
+	return err
+}
+
+// subscribe opens one subscription and tests its events until its channel closes, which ends follow.
+func subscribe[E any](ctx context.Context, cancel context.CancelCauseFunc, wg *sync.WaitGroup, hits chan<- struct{},
+	open func(chan E, *vnetns.NsHandle, func(error)) error, contradicts func(E) bool, fd int) error {
+	ch, ns := make(chan E, 256), vnetns.NsHandle(fd)
+	var mu sync.Mutex
+	var last error
+	err := open(ch, &ns, func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		last = err
+	})
+	if err != nil {
+		return fmt.Errorf("subscribe to kernel events: %w", err)
+	}
+	wg.Go(func() {
+		// Reads on after ctx ended until the channel closes: the sender must never block on it.
+		for e := range ch {
+			if contradicts(e) {
+				hit(hits)
+			}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		cancel(fmt.Errorf("receive kernel events: %v", last))
+	})
+	return nil
+}

@@ -1,0 +1,161 @@
+// Package overlay plans how pods of this node reach pods of other nodes. It is pure: nodes of the
+// cluster and facts about the machine in, devices, routes, neighbour and forwarding entries out.
+// Each backend (vxlan, hostgw) is one function over input that was checked here.
+//
+// Node objects are written by their nodes, so what a peer says of itself is not trusted: a pod CIDR
+// that overlaps another node's or holds a node's address is refused, never half applied, and each
+// refusal is a Note that names the nodes.
+package overlay
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/overlay/hostgw"
+	"github.com/braidnet/braid/netagent/overlay/peer"
+	"github.com/braidnet/braid/netagent/overlay/vxlan"
+)
+
+// MACAnnotation on a Node replaces the derived address of its VXLAN devices.
+const MACAnnotation = "braid.network/vtep-mac"
+
+// Underlay and Note are the words of package peer, under the names users of a plan know.
+type (
+	Underlay = peer.Underlay
+	Note     = peer.Note
+)
+
+// Input is everything a plan depends on.
+type Input struct {
+	Backend   string        // "vxlan" or "host-gw"
+	Name      string        // this node's name
+	Self      *model.Node   // nil when the cluster does not know the node
+	Peers     []*model.Node // the other nodes, in any order
+	Underlays []Underlay    // at most one per family
+	VNI       uint32        // vxlan: network identifier
+	Port      uint16        // vxlan: UDP port
+}
+
+type backend struct {
+	plan func(peer.Self, []peer.Peer) (desired.Network, []Note)
+	mtu  func(peer.Self, []peer.Peer) int
+}
+
+var backends = map[string]backend{
+	"vxlan":   {vxlan.Plan, vxlan.MTU},
+	"host-gw": {hostgw.Plan, hostgw.MTU},
+}
+
+// Plan returns what the kernel of this node should hold, sorted, and notes, sorted, on everything
+// that cannot be reached and why. Every pod CIDR of a peer has either exactly one route or a note
+// that names the peer. When a note blocks, nothing was planned and the kernel is to be left alone.
+func Plan(in Input) (desired.Network, []Note) {
+	b, self, peers, notes := prepare(in)
+	if blocked(notes) {
+		return desired.Network{}, notes
+	}
+	net, more := b.plan(self, peers)
+	net.Sort()
+	notes = append(notes, more...)
+	slices.SortFunc(notes, func(a, b Note) int {
+		return cmp.Or(strings.Compare(a.Node, b.Node), strings.Compare(a.Text, b.Text))
+	})
+	return net, notes
+}
+
+// MTU returns the MTU, in bytes, that pods of this node should have: the underlay's, less the larger
+// overhead of the devices in use. It is 0 when nothing could be planned.
+func MTU(in Input) int {
+	b, self, peers, notes := prepare(in)
+	if blocked(notes) {
+		return 0
+	}
+	return b.mtu(self, peers)
+}
+
+// MAC returns the address of a node's VXLAN devices: the annotation when it is valid, else one
+// derived from the node's name, which peers compute alike and which never changes. Derived addresses
+// are locally administered unicast ones (IEEE 802: second-lowest bit of the first byte set, lowest
+// clear). The error says what is wrong with the annotation; the address is the derived one then.
+func MAC(n *model.Node) (desired.MAC, error) {
+	sum := sha256.Sum256([]byte("braid vtep " + n.Name))
+	mac := desired.MAC(sum[:6])
+	mac[0] = mac[0]&^1 | 2
+	text, ok := n.Annotations[MACAnnotation]
+	if !ok {
+		return mac, nil
+	}
+	given, err := desired.ParseMAC(text)
+	if err != nil {
+		return mac, fmt.Errorf("annotation %s: %w; the address derived from the name is used", MACAnnotation, err)
+	}
+	return given, nil
+}
+
+func blocked(notes []Note) bool {
+	return slices.ContainsFunc(notes, func(n Note) bool { return n.Blocks })
+}
+
+// prepare checks the input and turns it into what backends take.
+func prepare(in Input) (b backend, self peer.Self, peers []peer.Peer, notes []Note) {
+	b, known := backends[in.Backend]
+	block := func(format string, args ...any) {
+		notes = append(notes, Note{Node: in.Name, Text: fmt.Sprintf(format, args...), Blocks: true})
+	}
+	switch {
+	case !known:
+		block("unknown overlay backend %q: use vxlan or host-gw", in.Backend)
+	case in.Self == nil:
+		block("the cluster has no Node of this name: is it what `kubectl get nodes` prints?")
+	case len(in.Self.InternalIPs) == 0:
+		block("it has no InternalIP in status.addresses: the kubelet sets it (--node-ip)")
+	case len(in.Underlays) == 0:
+		block("no device of this machine, loopback aside, holds its InternalIP %v: is the device up, and --node-ip right?", in.Self.InternalIPs)
+	}
+	if len(notes) > 0 {
+		return b, self, nil, notes
+	}
+	c := newCheck(in)
+	self = peer.Self{Name: in.Name, Origin: in.Self.Origin.String(), MAC: c.macs[in.Self], CIDRs: c.good[in.Self],
+		Underlays: slices.Clone(in.Underlays), VNI: in.VNI, Port: in.Port}
+	slices.SortFunc(self.Underlays, func(a, b Underlay) int { return a.Addr.Compare(b.Addr) })
+	c.self(self)
+	for _, n := range c.nodes {
+		if n == in.Self {
+			continue
+		}
+		p := peer.Peer{Name: n.Name, Origin: n.Origin.String(), MAC: c.macs[n]}
+		for _, cidr := range c.good[n] {
+			if via, ok := c.transport(n, cidr.Addr().Is4()); !ok {
+				c.note(n, "no route to pod CIDR %s: it shares no family of InternalIP with this node (%v and %v)", cidr, n.InternalIPs, in.Self.InternalIPs)
+			} else if reason := c.unusable(via); reason != "" {
+				c.note(n, "no route to pod CIDR %s: its InternalIP %s %s", cidr, via, reason)
+			} else {
+				p.Paths = append(p.Paths, peer.Path{CIDR: cidr, Via: via})
+			}
+		}
+		if len(p.Paths) > 0 {
+			peers = append(peers, p)
+		}
+	}
+	return b, self, peers, c.notes
+}
+
+// transport returns the peer's InternalIP that carries pods of a family: over the same family when
+// both nodes have an InternalIP of it, else over the other one. It looks at the cluster's view of
+// both nodes only, so both ends choose alike.
+func (c *check) transport(n *model.Node, is4 bool) (netip.Addr, bool) {
+	for _, over := range []bool{is4, !is4} {
+		_, mine := c.in.Self.Address(over)
+		if via, theirs := n.Address(over); mine && theirs {
+			return via, true
+		}
+	}
+	return netip.Addr{}, false
+}

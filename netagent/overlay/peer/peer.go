@@ -1,0 +1,78 @@
+// Package peer holds what overlay backends are told: this node, the other nodes with the way to
+// reach each of their pod CIDRs, and the notes about what cannot be reached. The overlay package
+// checks all of it first, so backends only translate.
+package peer
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/braidnet/braid/internal/desired"
+)
+
+// Underlay is the machine's own network in one address family, the one of Addr.
+type Underlay struct {
+	Addr   netip.Addr     // this node's InternalIP
+	Dev    string         // the device that holds Addr
+	MTU    int            // of Dev, bytes
+	OnLink []netip.Prefix // what Dev reaches without a gateway
+}
+
+// Reaches reports whether addr is on the link.
+func (u Underlay) Reaches(addr netip.Addr) bool {
+	return slices.ContainsFunc(u.OnLink, func(p netip.Prefix) bool { return p.Contains(addr) })
+}
+
+// Self is the node to plan for.
+type Self struct {
+	Name      string
+	Origin    string // the Node object, for people
+	MAC       desired.MAC
+	CIDRs     []netip.Prefix // own pod CIDRs, at most one per family
+	Underlays []Underlay     // at most one per family
+	VNI       uint32
+	Port      uint16
+}
+
+// Underlay returns the underlay of a family, and whether there is one.
+func (s Self) Underlay(is4 bool) (Underlay, bool) {
+	for _, u := range s.Underlays {
+		if u.Addr.Is4() == is4 {
+			return u, true
+		}
+	}
+	return Underlay{}, false
+}
+
+// Path is one pod CIDR of a peer and the peer's InternalIP that packets to it go to. The two may be
+// of different families.
+type Path struct {
+	CIDR netip.Prefix
+	Via  netip.Addr
+}
+
+// Peer is another node.
+type Peer struct {
+	Name   string
+	Origin string // the Node object, for people
+	MAC    desired.MAC
+	Paths  []Path
+}
+
+// Note says what could not be planned, for people.
+type Note struct {
+	Node   string // the node it is about
+	Text   string
+	Blocks bool // nothing was planned at all: what is in the kernel must stay as it is
+}
+
+// String prints "node x: text".
+func (n Note) String() string { return "node " + n.Node + ": " + n.Text }
+
+// Family names an address family.
+func Family(is4 bool) string {
+	if is4 {
+		return "IPv4"
+	}
+	return "IPv6"
+}

@@ -1,0 +1,155 @@
+package iptables
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/braidnet/braid/netagent/service"
+)
+
+// fakeKernel takes the input of iptables-restore --noflush with the kernel's rules about chains: a
+// table is taken whole or not at all, a rule may only lead to a chain that exists, a chain may only
+// go when it is empty and nothing leads to it.
+type fakeKernel Saved
+
+func newFakeKernel() fakeKernel {
+	return fakeKernel{
+		"nat":    {"PREROUTING": {"-j FOREIGN"}, "INPUT": nil, "OUTPUT": nil, "POSTROUTING": nil, "FOREIGN": {"-p tcp -j RETURN"}},
+		"filter": {"INPUT": nil, "FORWARD": {"-p tcp -m tcp --dport 9 -j DROP"}, "OUTPUT": nil},
+	}
+}
+
+func (k fakeKernel) load(input string) error {
+	var name string
+	var table map[string][]string
+	for n, line := range strings.Split(strings.TrimSuffix(input, "\n"), "\n") {
+		verb, rest, _ := strings.Cut(line, " ")
+		chain, rule, _ := strings.Cut(rest, " ")
+		var err error
+		switch {
+		case verb[0] == '*':
+			name = verb[1:]
+			table = map[string][]string{}
+			for c, rules := range k[name] {
+				table[c] = slices.Clone(rules)
+			}
+		case verb[0] == ':':
+			table[verb[1:]] = nil
+		case verb == "COMMIT":
+			k[name] = table
+		case verb == "-A":
+			table[chain], err = append(table[chain], rule), checkTarget(table, rule)
+		case verb == "-I":
+			table[chain], err = slices.Insert(table[chain], 0, strings.TrimPrefix(rule, "1 ")), checkTarget(table, rule)
+		case verb == "-D":
+			at := slices.Index(table[chain], rule)
+			if at < 0 {
+				return fmt.Errorf("line %d: no such rule: %s", n+1, line)
+			}
+			table[chain] = slices.Delete(table[chain], at, at+1)
+		case verb == "-X":
+			err = checkUnused(table, chain)
+			delete(table, chain)
+		default:
+			err = fmt.Errorf("unknown command")
+		}
+		if err != nil {
+			return fmt.Errorf("line %d %q: %w", n+1, line, err)
+		}
+	}
+	return nil
+}
+
+var builtinTargets = []string{"RETURN", "DROP", "REJECT", "MARK", "MASQUERADE", "DNAT"}
+
+func target(rule string) string {
+	w := words(rule)
+	if i := slices.Index(w, "-j"); i >= 0 && i+1 < len(w) {
+		return w[i+1]
+	}
+	return ""
+}
+
+func checkTarget(table map[string][]string, rule string) error {
+	to := target(rule)
+	if _, ok := table[to]; !ok && !slices.Contains(builtinTargets, to) {
+		return fmt.Errorf("no chain or target %q", to)
+	}
+	return nil
+}
+
+func checkUnused(table map[string][]string, chain string) error {
+	if rules, ok := table[chain]; !ok || len(rules) > 0 {
+		return fmt.Errorf("absent or not empty")
+	}
+	for name, rules := range table {
+		for _, r := range rules {
+			if target(r) == chain {
+				return fmt.Errorf("chain %s leads to it", name)
+			}
+		}
+	}
+	return nil
+}
+
+// ours returns the chains with our prefix, one line each, to compare kernels.
+func (k fakeKernel) ours() string {
+	var out []string
+	for _, t := range slices.Sorted(maps.Keys(k)) {
+		for _, c := range slices.Sorted(maps.Keys(k[t])) {
+			out = append(out, t+" "+c+"\n\t"+strings.Join(k[t][c], "\n\t"))
+		}
+	}
+	return strings.Join(out, "\n")
+}
+
+// walk sends a first packet through a dispatch chain and returns the target it ends at ("" for none)
+// and how many rules it met.
+func (k fakeKernel) walk(table, chain string, key service.Key) (to string, rules int) {
+	for _, r := range k[table][chain] {
+		rules++
+		if !matches(words(r), key) {
+			continue
+		}
+		to := target(r)
+		if !strings.HasPrefix(to, Prefix) || strings.HasPrefix(to, Prefix+"F-") {
+			return to, rules
+		}
+		end, n := k.walk(table, to, key)
+		rules += n
+		if end != "" {
+			return end, rules
+		}
+	}
+	return "", rules
+}
+
+func matches(w []string, key service.Key) bool {
+	for i := 0; i+1 < len(w); i++ {
+		switch w[i] {
+		case "-d":
+			if !netip.MustParsePrefix(w[i+1]).Contains(key.Addr) {
+				return false
+			}
+		case "-p":
+			if w[i+1] != protocol(key.Protocol) {
+				return false
+			}
+		case "--dport":
+			lo, hi, ranged := strings.Cut(w[i+1], ":")
+			if !ranged {
+				hi = lo
+			}
+			from, _ := strconv.Atoi(lo)
+			till, _ := strconv.Atoi(hi)
+			if int(key.Port) < from || int(key.Port) > till {
+				return false
+			}
+		}
+	}
+	return true
+}

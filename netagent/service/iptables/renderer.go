@@ -1,0 +1,323 @@
+package iptables
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/braidnet/braid/netagent/service"
+)
+
+// Saved is what iptables-save printed: table -> chain -> rules without "-A CHAIN ". Chains without
+// rules are in it too.
+type Saved map[string]map[string][]string
+
+// Renderer holds the rules of one family: those wanted, those known to be in the kernel, and which
+// chains may differ. It is used by one goroutine.
+type Renderer struct {
+	family
+	frontends map[slot]service.Frontend
+	trees     map[chainID]*tree // by the chain at their root
+	want      map[chainID][]string
+	have      map[chainID][]string
+	dirty     map[chainID]struct{}
+	fix       map[string][]string // table -> commands that repair the jumps from foreign chains
+}
+
+// slot is a key without the kind of its address; see service.Planner, which lets one frontend hold it.
+type slot service.Key
+
+func slotOf(k service.Key) slot {
+	if k.Kind != service.NodePort {
+		k.Kind = 0
+	}
+	return slot(k)
+}
+
+// New returns a renderer for one family that wants and knows nothing. Call Replace first.
+func New(ipv6 bool) *Renderer {
+	r := &Renderer{family: newFamily(ipv6), have: map[chainID][]string{}}
+	r.reset()
+	return r
+}
+
+func (r *Renderer) reset() {
+	r.frontends = map[slot]service.Frontend{}
+	r.want = map[chainID][]string{}
+	r.dirty = map[chainID]struct{}{}
+	r.fix = map[string][]string{}
+	r.trees = map[chainID]*tree{}
+	for _, t := range tables {
+		for _, root := range []string{chainAddresses, chainNodePorts} {
+			r.trees[chainID{t, root}] = newTree()
+		}
+	}
+}
+
+// Replace wants exactly these frontends and takes kernel for what is there now: chains that are
+// right stay untouched, wrong and foreign-born BRAID- chains are rewritten or removed.
+func (r *Renderer) Replace(all []service.Frontend, net service.Net, kernel Saved) {
+	r.reset()
+	r.setAll(r.skeleton())
+	r.setAll(r.netChains(net))
+	for i := range all {
+		r.set(&all[i])
+	}
+	r.plant()
+	r.adopt(kernel)
+}
+
+// Apply wants the change d on top of what was wanted before.
+func (r *Renderer) Apply(d service.Delta) {
+	if d.Net != nil {
+		r.setAll(r.netChains(*d.Net))
+	}
+	for _, k := range d.Delete {
+		if old, ok := r.frontends[slotOf(k)]; ok && old.Key == k {
+			r.drop(&old)
+		}
+	}
+	for i := range d.Set {
+		r.set(&d.Set[i])
+	}
+	r.plant()
+}
+
+// set makes f the frontend of its slot.
+func (r *Renderer) set(f *service.Frontend) {
+	if f.Addr.Is4() == r.ipv6 {
+		return
+	}
+	key, ok := dispatchKey(f.Key)
+	if !ok {
+		return
+	}
+	table, dispatch := r.dispatchRule(f, key)
+	if old, ok := r.frontends[slotOf(f.Key)]; ok {
+		r.dropChains(&old)
+		if was, _ := r.dispatchRule(&old, key); was != table {
+			r.tree(was, &old).del(key)
+		}
+	}
+	r.frontends[slotOf(f.Key)] = *f
+	r.setAll(frontendChains(f))
+	r.tree(table, f).put(key, dispatch)
+}
+
+func (r *Renderer) drop(f *service.Frontend) {
+	key, _ := dispatchKey(f.Key)
+	table, _ := r.dispatchRule(f, key)
+	r.tree(table, f).del(key)
+	r.dropChains(f)
+	delete(r.frontends, slotOf(f.Key))
+}
+
+func (r *Renderer) dropChains(f *service.Frontend) {
+	for id := range frontendChains(f) {
+		delete(r.want, id)
+		r.dirty[id] = struct{}{}
+	}
+}
+
+func (r *Renderer) tree(table string, f *service.Frontend) *tree {
+	if f.Kind == service.NodePort {
+		return r.trees[chainID{table, chainNodePorts}]
+	}
+	return r.trees[chainID{table, chainAddresses}]
+}
+
+func (r *Renderer) setAll(chains map[chainID][]string) {
+	for id, rules := range chains {
+		r.want[id] = rules
+		r.dirty[id] = struct{}{}
+	}
+}
+
+// plant renders the dispatch chains that the trees changed.
+func (r *Renderer) plant() {
+	for root, t := range r.trees {
+		nibbles := r.addrNibbles
+		if root.name == chainNodePorts {
+			nibbles = 0
+		}
+		t.flush(func(path string, n *node) {
+			id := chainID{root.table, dispatchChain(root.name, path)}
+			r.dirty[id] = struct{}{}
+			if n == nil {
+				delete(r.want, id)
+				return
+			}
+			var rules []string
+			n.each(func(leaf string) { rules = append(rules, leaf) }, func(to string) {
+				rules = append(rules, rule(dispatchMatch(to, nibbles), "-j "+dispatchChain(root.name, to)))
+			})
+			r.want[id] = rules
+		})
+	}
+}
+
+func dispatchChain(root, path string) string {
+	if path == "" {
+		return root
+	}
+	return hashed("D", root, []byte(path))
+}
+
+// dispatchMatch is pathMatch with a comment at the place where iptables-save prints it.
+func dispatchMatch(path string, addrNibbles int) string {
+	match, text := pathMatch(path, addrNibbles), comment("braid dispatch")
+	if at := strings.Index(match, "-m "); at >= 0 {
+		return match[:at] + text + " " + match[at:]
+	}
+	return rule(match, text)
+}
+
+// adopt compares what is wanted with what the kernel holds.
+func (r *Renderer) adopt(kernel Saved) {
+	r.have = map[chainID][]string{}
+	for _, t := range tables {
+		for name, rules := range kernel[t] {
+			if !strings.HasPrefix(name, Prefix) {
+				continue
+			}
+			id := chainID{t, name}
+			want, ok := r.want[id]
+			if ok && equalRules(want, rules) {
+				r.have[id] = want
+				delete(r.dirty, id)
+				continue
+			}
+			r.have[id] = rules
+			r.dirty[id] = struct{}{}
+		}
+		r.fix[t] = fixJumps(t, kernel[t])
+	}
+}
+
+// fixJumps returns the commands after which the foreign chains of a table hold each of our jumps
+// once. Rules that lead to our chains in any other way are remains of another release.
+func fixJumps(table string, chains map[string][]string) (commands []string) {
+	present := map[jump]bool{}
+	for _, name := range sortedNames(chains) {
+		if strings.HasPrefix(name, Prefix) {
+			continue
+		}
+		for _, have := range chains[name] {
+			if !leadsToUs(have) {
+				continue
+			}
+			at := slices.IndexFunc(jumps, func(j jump) bool {
+				return j.table == table && j.chain == name && equalRule(j.rule, have)
+			})
+			if at >= 0 && !present[jumps[at]] {
+				present[jumps[at]] = true
+				continue
+			}
+			commands = append(commands, "-D "+name+" "+have)
+		}
+	}
+	for _, j := range jumps {
+		if j.table == table && !present[j] {
+			commands = append(commands, "-I "+j.chain+" 1 "+j.rule)
+		}
+	}
+	return commands
+}
+
+// Pending returns the input for iptables-restore that makes the kernel hold what is wanted, "" when
+// it does already. Call Commit once the kernel took it.
+func (r *Renderer) Pending() string {
+	var b strings.Builder
+	for _, t := range tables {
+		r.pendingTable(&b, t)
+	}
+	return b.String()
+}
+
+// pendingTable writes one table: every chain that changes is declared first (which empties it, so
+// that no rule is left that leads to a chain about to go), then filled; chains go last, when nothing
+// leads to them.
+func (r *Renderer) pendingTable(b *strings.Builder, table string) {
+	var declare, fill, remove []string
+	for _, id := range r.changed(table) {
+		declare = append(declare, ":"+id.name+" - [0:0]")
+		rules, ok := r.want[id]
+		for _, x := range rules {
+			fill = append(fill, "-A "+id.name+" "+x)
+		}
+		if !ok {
+			remove = append(remove, "-X "+id.name)
+		}
+	}
+	lines := slices.Concat(declare, fill, r.fix[table], remove)
+	if len(lines) == 0 {
+		return
+	}
+	b.WriteString("*" + table + "\n")
+	for _, l := range lines {
+		b.WriteString(l + "\n")
+	}
+	b.WriteString("COMMIT\n")
+}
+
+// changed returns the dirty chains of a table that really differ, sorted.
+func (r *Renderer) changed(table string) (out []chainID) {
+	for id := range r.dirty {
+		if id.table != table {
+			continue
+		}
+		want, wanted := r.want[id]
+		have, there := r.have[id]
+		if wanted != there || !slices.Equal(want, have) {
+			out = append(out, id)
+		}
+	}
+	slices.SortFunc(out, func(a, b chainID) int { return strings.Compare(a.name, b.name) })
+	return out
+}
+
+// Commit notes that the kernel took what Pending returned.
+func (r *Renderer) Commit() {
+	for id := range r.dirty {
+		if want, ok := r.want[id]; ok {
+			r.have[id] = want
+		} else {
+			delete(r.have, id)
+		}
+	}
+	clear(r.dirty)
+	clear(r.fix)
+}
+
+// Cleanup returns the input that removes every chain of ours and every rule that leads to one from
+// what iptables-save printed, "" when there is none.
+func Cleanup(kernel Saved) string {
+	var b strings.Builder
+	for _, t := range tables {
+		var declare, unlink, remove []string
+		for _, name := range sortedNames(kernel[t]) {
+			if strings.HasPrefix(name, Prefix) {
+				declare = append(declare, ":"+name+" - [0:0]")
+				remove = append(remove, "-X "+name)
+				continue
+			}
+			for _, rule := range kernel[t][name] {
+				if leadsToUs(rule) {
+					unlink = append(unlink, "-D "+name+" "+rule)
+				}
+			}
+		}
+		if lines := slices.Concat(declare, unlink, remove); len(lines) > 0 {
+			b.WriteString("*" + t + "\n" + strings.Join(lines, "\n") + "\nCOMMIT\n")
+		}
+	}
+	return b.String()
+}
+
+func sortedNames(chains map[string][]string) []string {
+	names := make([]string, 0, len(chains))
+	for n := range chains {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return names
+}

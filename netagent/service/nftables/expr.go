@@ -1,0 +1,176 @@
+package nftables
+
+import (
+	"net/netip"
+
+	"github.com/braidnet/braid/internal/desired"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+)
+
+// Kernel numbers the rules compare with.
+const (
+	ctNew       = 1 << 3 // NF_CT_STATE_BIT(IP_CT_NEW)
+	ctDNAT      = 1 << 5 // IPS_DST_NAT
+	fibLocal    = 2      // RTN_LOCAL
+	rejectICMP  = 0      // NFT_REJECT_ICMP_UNREACH
+	rejectReset = 1      // NFT_REJECT_TCP_RST
+	ngRandom    = 1      // NFT_NG_RANDOM
+)
+
+// register0 is the first of sixteen registers of four bytes; a concatenated key fills consecutive ones.
+const register0 = 8
+
+// tokens is a rule's expressions; its methods read like the words of an nft rule.
+type tokens []expr.Any
+
+func rule(comment string, parts ...tokens) desired.NFTRule {
+	r := desired.NFTRule{Comment: comment}
+	for _, p := range parts {
+		r.Exprs = append(r.Exprs, p...)
+	}
+	return r
+}
+
+// key loads fields side by side into registers from the first on.
+func key(fields ...func(reg uint32) (expr.Any, uint32)) (t tokens) {
+	reg := uint32(register0)
+	for _, f := range fields {
+		e, bytes := f(reg)
+		t = append(t, e)
+		reg += (bytes + 3) / 4
+	}
+	return t
+}
+
+type field = func(reg uint32) (expr.Any, uint32)
+
+func (f family) source() field      { return f.address(f.saddr) }
+func (f family) destination() field { return f.address(f.daddr) }
+
+func (f family) address(offset uint32) field {
+	return func(reg uint32) (expr.Any, uint32) {
+		n := uint32(f.addr.Bytes)
+		return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: n}, n
+	}
+}
+
+func protocol(reg uint32) (expr.Any, uint32) {
+	return &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}, 1
+}
+
+func destinationPort(reg uint32) (expr.Any, uint32) {
+	return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}, 2
+}
+
+func random(below int) field {
+	return func(reg uint32) (expr.Any, uint32) {
+		return &expr.Numgen{Register: reg, Modulus: uint32(below), Type: ngRandom}, 4
+	}
+}
+
+func mark(reg uint32) (expr.Any, uint32) {
+	return &expr.Meta{Key: expr.MetaKeyMARK, Register: reg}, 4
+}
+
+func in(set string) tokens {
+	return tokens{&expr.Lookup{SourceRegister: register0, SetName: set}}
+}
+
+func notIn(set string) tokens {
+	return tokens{&expr.Lookup{SourceRegister: register0, SetName: set, Invert: true}}
+}
+
+// mapped replaces the key by what a data map holds for it.
+func mapped(set string) tokens {
+	return tokens{&expr.Lookup{SourceRegister: register0, DestRegister: register0, IsDestRegSet: true, SetName: set}}
+}
+
+// verdict goes where a verdict map leads.
+func verdict(set string) tokens {
+	return tokens{&expr.Lookup{SourceRegister: register0, DestRegister: 0, IsDestRegSet: true, SetName: set}}
+}
+
+func equal(value []byte) tokens {
+	return tokens{&expr.Cmp{Op: expr.CmpOpEq, Register: register0, Data: value}}
+}
+
+func notEqual(value []byte) tokens {
+	return tokens{&expr.Cmp{Op: expr.CmpOpNeq, Register: register0, Data: value}}
+}
+
+// masked keeps the bits of the key that mask has, then flips those of xor.
+func masked(mask, xor []byte) tokens {
+	return tokens{&expr.Bitwise{SourceRegister: register0, DestRegister: register0, Len: uint32(len(mask)), Mask: mask, Xor: xor}}
+}
+
+func native(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
+
+// anyBit matches when the four-byte key has one of bits.
+func anyBit(bits uint32) tokens {
+	return append(masked(native(bits), native(0)), notEqual(native(0))...)
+}
+
+func newConnection() tokens {
+	return append(tokens{&expr.Ct{Key: expr.CtKeySTATE, Register: register0}}, anyBit(ctNew)...)
+}
+
+func destinationTranslated() tokens {
+	return append(tokens{&expr.Ct{Key: expr.CtKeySTATUS, Register: register0}}, anyBit(ctDNAT)...)
+}
+
+// towards matches destinations in (or, negated, outside) a prefix.
+func (f family) towards(p netip.Prefix, inside bool) tokens {
+	t := key(f.destination())
+	addr := p.Addr().AsSlice()
+	if p.Bits() < p.Addr().BitLen() {
+		mask := make([]byte, len(addr))
+		for i := range p.Bits() {
+			mask[i/8] |= 0x80 >> (i % 8)
+		}
+		t = append(t, masked(mask, make([]byte, len(addr)))...)
+	}
+	if inside {
+		return append(t, equal(addr)...)
+	}
+	return append(t, notEqual(addr)...)
+}
+
+// localDestination matches packets to an address of this node.
+func localDestination() tokens {
+	return append(tokens{&expr.Fib{Register: register0, FlagDADDR: true, ResultADDRTYPE: true}}, equal(native(fibLocal))...)
+}
+
+func isTCP() tokens { return append(key(protocol), equal([]byte{6})...) }
+
+// setMark sets the masquerade bit of the packet's mark, or clears it, and leaves the others alone.
+func setMark(on bool) tokens {
+	xor := native(0)
+	if on {
+		xor = native(MasqueradeMark)
+	}
+	m := ^uint32(MasqueradeMark)
+	t := append(key(mark), masked(native(m), xor)...)
+	return append(t, &expr.Meta{Key: expr.MetaKeyMARK, Register: register0, SourceRegister: true})
+}
+
+func jump(chain string) tokens { return tokens{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}} }
+func goTo(chain string) tokens { return tokens{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}} }
+func drop() tokens             { return tokens{&expr.Verdict{Kind: expr.VerdictDrop}} }
+func leave() tokens            { return tokens{&expr.Verdict{Kind: expr.VerdictReturn}} }
+
+// translate sends the connection to the address and port that a map put into the registers.
+func (f family) translate() tokens {
+	return tokens{&expr.NAT{
+		Type: expr.NATTypeDestNAT, Family: uint32(f.nft), RegAddrMin: register0,
+		RegProtoMin: register0 + uint32(f.addr.Bytes)/4, Specified: true,
+	}}
+}
+
+func masquerade() tokens { return tokens{&expr.Masq{FullyRandom: true}} }
+
+func reset() tokens { return tokens{&expr.Reject{Type: rejectReset}} }
+
+func (f family) unreachable() tokens {
+	return tokens{&expr.Reject{Type: rejectICMP, Code: f.icmpUnreachNum}}
+}

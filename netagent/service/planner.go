@@ -1,0 +1,209 @@
+package service
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/braidnet/braid/internal/model"
+)
+
+// Config says for which node a Planner plans.
+type Config struct {
+	Node string // name of the Node this agent runs on: decides what is local and which hints apply
+}
+
+// Planner turns the cluster's Services and EndpointSlices into the frontends of one node.
+//
+// Apply is called by the store's writer and only indexes; Flush, on any other goroutine, recomputes
+// the services that were touched since and says what changed. Neither loops over all services, unless
+// this node's own zone changed. All methods may be called from different goroutines.
+type Planner struct {
+	node string
+	in   inputs
+	out  outputs
+}
+
+// NewPlanner returns a planner that knows nothing yet.
+func NewPlanner(c Config) *Planner {
+	return &Planner{
+		node: c.Node,
+		in: inputs{
+			node:     c.Node,
+			services: map[model.Key]*model.Service{},
+			slices:   map[model.Key]map[model.Key]*model.EndpointSlice{},
+			owner:    map[model.Key]model.Key{},
+			dirty:    map[model.Key]struct{}{},
+			pods:     newPodNets(),
+		},
+		out: outputs{
+			plans:     map[model.Key]plan{},
+			claims:    map[slot][]*Frontend{},
+			contested: map[slot]struct{}{},
+			told:      map[slot]*Frontend{},
+		},
+	}
+}
+
+// Apply takes one batch of changes; its shape is that of model.Subscriber.
+func (p *Planner) Apply(rev uint64, changes []model.Change) {
+	p.in.mu.Lock()
+	defer p.in.mu.Unlock()
+	p.in.rev = rev
+	for _, c := range changes {
+		switch c.Kind {
+		case model.KindService:
+			svc, _ := c.New.(*model.Service)
+			p.in.setService(c.Key, svc)
+		case model.KindEndpointSlice:
+			slice, _ := c.New.(*model.EndpointSlice)
+			p.in.setSlice(c.Key, slice)
+		case model.KindNode:
+			node, _ := c.New.(*model.Node)
+			p.in.setNode(c.Name, node)
+		}
+	}
+}
+
+// Dirty reports whether Flush has something to compute.
+func (p *Planner) Dirty() bool {
+	p.in.mu.Lock()
+	defer p.in.mu.Unlock()
+	return len(p.in.dirty) > 0 || p.in.netDirty
+}
+
+// Flush recomputes what changed since the last call and returns the difference between the table
+// before and after. Delete and Set never name the same Key, and both are sorted. When one address
+// passes from one kind of frontend to another, Delete has the old Key and Set the new one: a consumer
+// that indexes by address must handle Delete first.
+func (p *Planner) Flush() Delta {
+	p.out.mu.Lock()
+	defer p.out.mu.Unlock()
+	work := p.in.take()
+	touched := map[slot]struct{}{}
+	for _, j := range work.jobs {
+		p.out.replace(j.key, compute(j, p.node, work.zone), touched)
+	}
+	d := p.out.settle(touched)
+	d.Rev = work.rev
+	if work.net != nil && !equalNet(p.out.net, *work.net) {
+		p.out.net = *work.net
+		d.Net = work.net
+	}
+	return d
+}
+
+// All returns the whole table as of the last Flush, sorted by key.
+func (p *Planner) All() ([]Frontend, Net) {
+	p.out.mu.Lock()
+	defer p.out.mu.Unlock()
+	all := make([]Frontend, 0, len(p.out.told))
+	for _, f := range p.out.told {
+		all = append(all, *f)
+	}
+	slices.SortFunc(all, func(a, b Frontend) int { return compareKeys(a.Key, b.Key) })
+	return all, p.out.net
+}
+
+// inputs indexes the objects of the cluster by what depends on them: one Service.
+type inputs struct {
+	mu       sync.Mutex
+	node     string
+	rev      uint64
+	services map[model.Key]*model.Service
+	slices   map[model.Key]map[model.Key]*model.EndpointSlice // service -> slice name -> slice
+	owner    map[model.Key]model.Key                          // slice -> service it was last indexed under
+	zone     string                                           // topology.kubernetes.io/zone of this node
+	pods     podNets
+	dirty    map[model.Key]struct{} // services to recompute
+	netDirty bool
+}
+
+func (in *inputs) setService(k model.Key, svc *model.Service) {
+	if svc == nil {
+		delete(in.services, k)
+	} else {
+		in.services[k] = svc
+	}
+	in.dirty[k] = struct{}{}
+}
+
+// setSlice indexes a slice under the service its label names now, and takes it away from the one it
+// named before: both are touched when the label changed.
+func (in *inputs) setSlice(k model.Key, slice *model.EndpointSlice) {
+	if was, ok := in.owner[k]; ok {
+		delete(in.slices[was], k)
+		if len(in.slices[was]) == 0 {
+			delete(in.slices, was)
+		}
+		delete(in.owner, k)
+		in.dirty[was] = struct{}{}
+	}
+	if slice == nil || slice.Service.Name == "" {
+		return
+	}
+	svc := slice.Service
+	if in.slices[svc] == nil {
+		in.slices[svc] = map[model.Key]*model.EndpointSlice{}
+	}
+	in.slices[svc][k] = slice
+	in.owner[k] = svc
+	in.dirty[svc] = struct{}{}
+}
+
+func (in *inputs) setNode(name string, node *model.Node) {
+	if in.pods.set(name, node) {
+		in.netDirty = true
+	}
+	if name != in.node {
+		return
+	}
+	zone := ""
+	if node != nil {
+		zone = node.Labels[labelZone]
+	}
+	if zone == in.zone {
+		return
+	}
+	in.zone = zone
+	for k := range in.services { // hints name zones: another zone may mean other backends anywhere
+		in.dirty[k] = struct{}{}
+	}
+}
+
+// job is one service to recompute, with everything that it depends on.
+type job struct {
+	key    model.Key
+	svc    *model.Service // nil: it is gone
+	slices []*model.EndpointSlice
+}
+
+// work is a consistent snapshot of what is dirty. The objects are immutable, so it may be used
+// without holding the lock.
+type work struct {
+	rev  uint64
+	zone string
+	jobs []job
+	net  *Net // nil when unchanged
+}
+
+func (in *inputs) take() work {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	w := work{rev: in.rev, zone: in.zone, jobs: make([]job, 0, len(in.dirty))}
+	for k := range in.dirty {
+		j := job{key: k, svc: in.services[k]}
+		if j.svc != nil {
+			for _, s := range in.slices[k] {
+				j.slices = append(j.slices, s)
+			}
+		}
+		w.jobs = append(w.jobs, j)
+	}
+	clear(in.dirty)
+	if in.netDirty {
+		n := in.pods.net(in.node)
+		w.net = &n
+		in.netDirty = false
+	}
+	return w
+}
