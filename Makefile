@@ -12,7 +12,7 @@ NAME    ?= demo
 TOOLS   := ip:iproute2 nft:nftables iptables:iptables dig:dnsutils curl:curl ping:iputils-ping nc:netcat-openbsd tcpdump:tcpdump gcc:gcc
 
 # Prints failures with their output, and at the end what was skipped and why.
-GOTEST  := go tool gotestsum --format pkgname --hide-summary=output
+GOTEST  := go tool gotestsum --format pkgname
 
 .PHONY: help
 help: ## print this text
@@ -22,9 +22,9 @@ help: ## print this text
 .PHONY: build
 build: ## build bin/coredns, bin/netagent and bin/braid
 	@mkdir -p bin
-	go build -trimpath -ldflags "$(LDFLAGS) -X github.com/coredns/coredns/coremain.GitCommit=$(COMMIT)" -o bin/coredns ./coredns-build
-	go build -trimpath -ldflags "$(LDFLAGS) -X github.com/braidnet/braid/netagent/cli.Version=$(VERSION)" -o bin/netagent ./netagent
-	go build -trimpath -ldflags "$(LDFLAGS)" -o bin/braid ./cni
+	go build -ldflags "$(LDFLAGS) -X github.com/coredns/coredns/coremain.GitCommit=$(COMMIT)" -o bin/coredns ./coredns-build
+	go build -ldflags "$(LDFLAGS) -X github.com/braidnet/braid/netagent/cli.Version=$(VERSION)" -o bin/netagent ./netagent
+	go build -ldflags "$(LDFLAGS)" -o bin/braid ./cni
 
 .PHONY: deps
 deps: ## install the Debian packages that demo and test need (as root, only what is missing)

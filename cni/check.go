@@ -130,8 +130,8 @@ func checkNode(d *diffs, conf *config, args *skel.CmdArgs, inside int) error {
 	checkMTU(d, port.Name, port.MTU, conf.MTU)
 	if port.Bridge == 0 || port.Bridge != bridge.Index {
 		d.addf("%s is not a port of %s", port.Name, conf.Bridge)
-	} else if !port.Isolated {
-		d.addf("port %s of %s is not isolated", port.Name, conf.Bridge)
+	} else if !port.Hairpin {
+		d.addf("port %s of %s is not in hairpin mode", port.Name, conf.Bridge)
 	}
 	return nil
 }

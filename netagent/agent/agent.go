@@ -182,7 +182,7 @@ func (a *Agent) runSource(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return kube.Run(ctx, rest, a.store, kube.Options{Kinds: model.Kinds, Logger: a.log})
+	return kube.Run(ctx, rest, a.store, kube.Options{Kinds: model.Kinds, Logger: a.log, Problems: a.setProblems})
 }
 
 // report gathers the agent's state.

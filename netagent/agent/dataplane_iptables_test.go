@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -61,4 +62,41 @@ func TestIPTablesApplyBeforeReplace(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// BenchmarkIPTables measures what BenchmarkNFTables does, on fewer services: the tools rewrite a whole
+// table of the kernel (legacy) or list the chains they change (nftables) on every run.
+func BenchmarkIPTables(b *testing.B) {
+	for _, n := range []int{1000, 5000} {
+		all, net := manyFrontends(n)
+		ns := nstest.New(b)
+		var dp service.Dataplane
+		step := func(fn func() error) { ns.Run(b, fn) }
+		step(func() (err error) { dp, err = newIPTables(slog.New(slog.DiscardHandler)); return err })
+		b.Run(fmt.Sprintf("load/%dx2", n), func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				step(func() error { _, err := dp.Cleanup(); return err })
+				b.StartTimer()
+				step(func() error { return dp.Replace(all, net) })
+			}
+		})
+		step(func() error { return dp.Replace(all, net) })
+		b.Run(fmt.Sprintf("restart/%dx2", n), func(b *testing.B) {
+			for b.Loop() {
+				step(func() error { return dp.Replace(all, net) })
+			}
+		})
+		less := all[n/2]
+		less.Backends = less.Backends[:1]
+		b.Run(fmt.Sprintf("endpoint/%dx2", n), func(b *testing.B) {
+			for i := 0; b.Loop(); i++ {
+				f := less
+				if i%2 == 1 {
+					f = all[n/2]
+				}
+				step(func() error { return dp.Apply(service.Delta{Set: []service.Frontend{f}}) })
+			}
+		})
+	}
 }

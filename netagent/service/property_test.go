@@ -276,7 +276,7 @@ func (m maker) update() model.Update {
 // TestDeltasAddUp: whatever happens in whatever order, with flushes in between, the deltas add up to
 // what a naive look at the final objects gives, and All says the same.
 func TestDeltasAddUp(t *testing.T) {
-	seeds := int64(300)
+	seeds := int64(100)
 	first := int64(0)
 	if *oneSeed >= 0 {
 		first, seeds = *oneSeed, *oneSeed+1

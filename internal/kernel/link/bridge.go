@@ -11,9 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bridge is the switch that the pods of a node are plugged into. Its ports
-// are isolated (see AddVeth), so it switches nothing between pods: it is the
-// pods' gateway and gives the node one interface for all of them.
+// Bridge is the switch that the pods of a node are plugged into. Pods know no
+// neighbour but the gateway, so it has nothing to switch between them, save what
+// br_netfilter translates: it is the pods' gateway and gives the node one
+// interface for all of them.
 type Bridge struct {
 	Name  string
 	MTU   int            // bytes; 0 leaves it to the kernel

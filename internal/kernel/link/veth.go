@@ -51,8 +51,7 @@ type Veth struct {
 }
 
 // AddVeth makes the pair with the pod's end directly in the pod's namespace,
-// where it is still down, and the host end an isolated port of the bridge,
-// up. On an error nothing is left.
+// where it is still down, and the host end a hairpin port of the bridge, up. On an error nothing is left.
 func AddVeth(h *netlink.Handle, v Veth) (host Ref, err error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = v.Host, v.MTU, v.Bridge
@@ -74,10 +73,11 @@ func AddVeth(h *netlink.Handle, v Veth) (host Ref, err error) {
 	if err != nil {
 		return Ref{}, fmt.Errorf("look up host veth %s: %w", v.Host, err)
 	}
-	// Isolated before up: there is no moment in which the bridge would switch
-	// a frame to another pod, past the node's rules.
-	if err := h.LinkSetIsolated(l, true); err != nil {
-		return Ref{}, fmt.Errorf("isolate bridge port %s: %w", v.Host, err)
+	// A pod may reach itself through its own service. With br_netfilter at work the
+	// address is translated while the bridge holds the packet, which then has to
+	// leave by the port it came in.
+	if err := h.LinkSetHairpin(l, true); err != nil {
+		return Ref{}, fmt.Errorf("set hairpin mode on bridge port %s: %w", v.Host, err)
 	}
 	if v.Alias != "" {
 		if err := h.LinkSetAlias(l, v.Alias); err != nil {
@@ -113,11 +113,11 @@ func DeleteVeth(h *netlink.Handle, host string) (found bool, err error) {
 // Port is what CHECK wants to know of the host end of a pod's interface.
 type Port struct {
 	Ref
-	Bridge   int // index, 0 when it is no port
-	Peer     int // index of the pod's end
-	MTU      int
-	Up       bool
-	Isolated bool
+	Bridge  int // index, 0 when it is no port
+	Peer    int // index of the pod's end
+	MTU     int
+	Up      bool
+	Hairpin bool
 }
 
 // ReadPort reads a bridge port. The error wraps netlink.LinkNotFoundError when
@@ -134,7 +134,7 @@ func ReadPort(h *netlink.Handle, name string) (Port, error) {
 		if err != nil {
 			return p, fmt.Errorf("read bridge port %s: %w", name, err)
 		}
-		p.Isolated = info.Isolated
+		p.Hairpin = info.Hairpin
 	}
 	return p, nil
 }

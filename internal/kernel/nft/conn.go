@@ -26,6 +26,7 @@ const receiveBuffer = 4 << 20
 type Conn struct {
 	fd       int
 	seq      uint32
+	limit    int // transactionLimit; smaller in tests
 	sendSize int // what the socket's send buffer was made to hold
 	written  uint64
 	buf      []byte
@@ -38,7 +39,7 @@ func Open() (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netfilter netlink socket: %w", err)
 	}
-	c := &Conn{fd: fd, buf: make([]byte, 256<<10)}
+	c := &Conn{fd: fd, limit: transactionLimit, buf: make([]byte, 256<<10)}
 	if err := c.setup(); err != nil {
 		c.Close()
 		return nil, err
@@ -80,7 +81,7 @@ func (c *Conn) Apply(ops []desired.NFTOp) error {
 	for len(ops) > 0 {
 		t := newTransaction(c.next())
 		n := 0
-		for n < len(ops) && (len(t.buf) < transactionLimit || ops[n].Join) {
+		for n < len(ops) && (len(t.buf) < c.limit || ops[n].Join) {
 			n += t.add(ops[n:])
 		}
 		if err := c.send(t, true); err != nil {

@@ -11,23 +11,51 @@ import (
 )
 
 // errChanged says that something was changed while the kernel listed it.
-var errChanged = errors.New("changed while it was listed")
+var errChanged = errors.New("the ruleset changed while it was listed")
 
-// Read lists a table: nil when there is none. It starts again when somebody changes the table
-// meanwhile.
+// readTries is how often Read lists before it is content with a listing that something changed under.
+const readTries = 10
+
+// Read lists a table: nil when there is none. When any table of the namespace changes meanwhile it
+// starts again, but not for ever: on a node where others are busy no listing would ever do. What
+// such a listing has wrong, the kernel refuses to change, or the next Read sees.
 func (c *Conn) Read(family desired.NFTFamily, table string) (*desired.NFTContents, error) {
-	var err error
-	for range 10 {
-		var got *desired.NFTContents
-		got, err = c.read(family, table)
-		if err == nil {
+	for try := 1; ; try++ {
+		got, err := c.consistent(family, table)
+		if err == nil || errors.Is(err, errChanged) && try == readTries {
 			return got, nil
 		}
-		if !errors.Is(err, errChanged) && !errors.Is(err, unix.EINTR) {
-			break
+		if !errors.Is(err, errChanged) {
+			return nil, fmt.Errorf("list table %s %s: %w", family, table, err)
 		}
 	}
-	return nil, fmt.Errorf("list table %s %s: %w", family, table, err)
+}
+
+// consistent lists a table and returns errChanged with it when the ruleset changed meanwhile. The
+// kernel marks only some interrupted listings itself, and several make up a table.
+func (c *Conn) consistent(family desired.NFTFamily, table string) (*desired.NFTContents, error) {
+	before, err := c.generation()
+	if err != nil {
+		return nil, err
+	}
+	got, err := c.read(family, table)
+	if err != nil {
+		return got, err
+	}
+	after, err := c.generation()
+	if err == nil && before != after {
+		err = errChanged
+	}
+	return got, err
+}
+
+// generation is a number that every change of a ruleset in the namespace raises.
+func (c *Conn) generation() (id uint32, err error) {
+	err = c.query(unix.NFT_MSG_GETGEN, unix.NLM_F_ACK, unix.AF_UNSPEC, nil, func(a fields) { id = u32(a.get(unix.NFTA_GEN_ID)) })
+	if err != nil {
+		return 0, fmt.Errorf("generation of the ruleset: %w", err)
+	}
+	return id, nil
 }
 
 // Exists reports whether there is a table of that name.
@@ -88,14 +116,16 @@ func (c *Conn) read(family desired.NFTFamily, table string) (*desired.NFTContent
 	if err != nil {
 		return nil, fmt.Errorf("sets: %w", err)
 	}
+	var changed error
 	for name := range got.Sets {
 		elements, err := c.elements(family, table, name, intervals[name])
-		if err != nil {
+		if err != nil && !errors.Is(err, errChanged) {
 			return nil, fmt.Errorf("elements of %s: %w", name, err)
 		}
+		changed = cmp.Or(changed, err)
 		got.Elements = append(got.Elements, elements...)
 	}
-	return got, nil
+	return got, changed
 }
 
 // mark is an element as the kernel lists it: of interval sets the start or the end of a range.
@@ -119,11 +149,26 @@ func (c *Conn) elements(family desired.NFTFamily, table, set string, interval bo
 	if interval {
 		return ranges(marks), nil
 	}
-	out := make([]desired.NFTElement, len(marks))
+	return distinct(marks)
+}
+
+// distinct drops elements that were listed twice, with errChanged if there were any. A long listing
+// comes in parts, and the kernel finds the next part by counting; when it rebuilds the hash table in
+// between, as it does for a while after many elements were added, some come again and as many are
+// missed.
+func distinct(marks []mark) (out []desired.NFTElement, err error) {
+	out = make([]desired.NFTElement, 0, len(marks))
+	seen := make(map[string]bool, len(marks))
 	for i := range marks {
-		out[i] = marks[i].NFTElement
+		k := marks[i].Key
+		if seen[k] {
+			err = errChanged
+			continue
+		}
+		seen[k] = true
+		out = append(out, marks[i].NFTElement)
 	}
-	return out, nil
+	return out, err
 }
 
 func decodeElement(set string, b []byte, bad *error) mark {
@@ -223,13 +268,10 @@ func (c *Conn) query(kind, flags uint16, family desired.NFTFamily, filter []stri
 			if h.seq != seq {
 				return
 			}
-			if h.flags&unix.NLM_F_DUMP_INTR != 0 {
-				result = errChanged
-			}
 			switch {
 			case h.kind == unix.NLMSG_ERROR, h.kind == unix.NLMSG_DONE:
 				done = true
-				result = cmp.Or(result, answer(h, payload))
+				result = answer(h, payload)
 			case len(payload) >= genHeader:
 				fn(fields(payload[genHeader:]))
 			}

@@ -1,170 +1,15 @@
 package dir
 
 import (
-	"bytes"
-	"context"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
-	"reflect"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/braidnet/braid/internal/model"
 )
-
-// svc is the manifest of a service; ip may be something that is no address.
-func svc(name, ip string) string {
-	return fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata:\n  name: %s\nspec:\n  clusterIP: %q\n", name, ip)
-}
-
-func docs(list ...string) string { return strings.Join(list, "---\n") }
-
-// world is a folder, a store that follows it, and what woke up since.
-type world struct {
-	t       *testing.T
-	dir     string
-	store   *model.Store
-	stirred chan struct{}
-
-	mu       sync.Mutex
-	problems []Problem
-	logged   bytes.Buffer
-	batches  [][]model.Change
-}
-
-func newWorld(t *testing.T) *world {
-	w := &world{t: t, dir: filepath.Join(t.TempDir(), "manifests"), store: model.NewStore(), stirred: make(chan struct{}, 1)}
-	w.must(os.Mkdir(w.dir, 0o755))
-	w.store.Subscribe(func(_ uint64, c []model.Change) {
-		w.mu.Lock()
-		w.batches = append(w.batches, c)
-		w.mu.Unlock()
-		w.stir()
-	})
-	return w
-}
-
-func (w *world) stir() {
-	select {
-	case w.stirred <- struct{}{}:
-	default:
-	}
-}
-
-// Write takes in log lines.
-func (w *world) Write(p []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.logged.Write(p)
-}
-
-func (w *world) options() Options {
-	return Options{
-		Logger: slog.New(slog.NewTextHandler(w, nil)),
-		Quiet:  2 * time.Millisecond,
-		Rescan: time.Hour, // so that only notifications can tell of a change
-		Problems: func(p []Problem) {
-			w.mu.Lock()
-			w.problems = p
-			w.mu.Unlock()
-			w.stir()
-		},
-	}
-}
-
-// follow runs the source on path for the length of the test and waits for its first state.
-func (w *world) follow(path string) {
-	w.t.Helper()
-	ctx, cancel := context.WithCancel(w.t.Context())
-	done := make(chan error, 1)
-	go func() { done <- Run(ctx, path, w.store, w.options()) }()
-	select {
-	case <-w.store.Synced():
-	case err := <-done:
-		w.t.Fatalf("Run: %v", err)
-	}
-	w.t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			w.t.Errorf("Run: %v", err)
-		}
-	})
-}
-
-func (w *world) must(err error) {
-	w.t.Helper()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-}
-
-func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
-
-func (w *world) write(name, text string) {
-	w.t.Helper()
-	w.must(os.WriteFile(w.path(name), []byte(text), 0o644))
-}
-
-// holds returns the stored services as "name=address", sorted.
-func (w *world) holds() string {
-	var out []string
-	for _, o := range w.store.List(model.KindService) {
-		s := o.(*model.Service)
-		out = append(out, fmt.Sprintf("%s=%s", s.Name, s.ClusterIPs[0]))
-	}
-	return strings.Join(out, " ")
-}
-
-// problem returns the texts of the current problems, without the folder's path.
-func (w *world) problem() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	var texts []string
-	for _, p := range w.problems {
-		texts = append(texts, strings.ReplaceAll(p.Text, w.dir+"/", ""))
-	}
-	return strings.Join(texts, "\n")
-}
-
-func (w *world) log() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.logged.String()
-}
-
-func (w *world) await(what string, cond func() bool) {
-	w.t.Helper()
-	deadline := time.After(20 * time.Second)
-	for !cond() {
-		select {
-		case <-w.stirred:
-		case <-deadline:
-			w.t.Fatalf("waited in vain for %s; store holds %q, problems %q", what, w.holds(), w.problem())
-		}
-	}
-}
-
-func (w *world) awaitStore(want string) {
-	w.t.Helper()
-	w.await(want, func() bool { return w.holds() == want })
-}
-
-func (w *world) awaitProblem(want string) {
-	w.t.Helper()
-	w.await("problem "+want, func() bool { return w.problem() == want })
-}
-
-func (w *world) check(want string) {
-	w.t.Helper()
-	if got := w.holds(); got != want {
-		w.t.Errorf("store holds %q, want %q", got, want)
-	}
-}
 
 func TestEditsAreFollowed(t *testing.T) {
 	w := newWorld(t)
@@ -178,10 +23,13 @@ func TestEditsAreFollowed(t *testing.T) {
 	w.must(os.Rename(w.path(".tmp-a"), w.path("a.yaml")))
 	w.awaitStore("b=10.0.0.4")
 	w.must(os.Rename(w.path("a.yaml"), w.path("z.json")))
-	w.await("the new place", func() bool {
-		o := w.store.Get(model.Ref{Kind: model.KindService, Key: model.Key{Namespace: "default", Name: "b"}})
-		return o != nil && o.From().File == w.path("z.json")
-	})
+	w.write("c.yaml", svc("c", "10.0.0.5")) // by the time it is seen the move was seen too
+	w.awaitStore("b=10.0.0.4 c=10.0.0.5")
+	b := w.store.Get(model.Ref{Kind: model.KindService, Key: model.Key{Namespace: "default", Name: "b"}})
+	if got, want := b.From().File, w.path("z.json"); got != want {
+		t.Errorf("b comes from %s, want %s", got, want)
+	}
+	w.must(os.Remove(w.path("c.yaml")))
 	w.must(os.Remove(w.path("z.json")))
 	w.awaitStore("")
 }
@@ -217,8 +65,8 @@ func TestBrokenDocuments(t *testing.T) {
 
 	// A wrong type, and a new object that never was good.
 	w.write("a.yaml", docs(strings.Replace(svc("a", "x"), "clusterIP:", "ports:", 1), svc("new", "bad"), svc("b", "10.0.0.4")))
-	w.awaitProblem("a.yaml:6: Service a: spec.ports: is the text \"x\", expected a list\n" +
-		`a.yaml:13: Service new: spec.clusterIP: is "bad", expected an IPv4 or IPv6 address`)
+	w.awaitProblem(`a.yaml:13: Service new: spec.clusterIP: is "bad", expected an IPv4 or IPv6 address` + "\n" +
+		"a.yaml:6: Service a: spec.ports: is the text \"x\", expected a list")
 	w.check("a=10.0.0.1 b=10.0.0.4")
 
 	// No YAML, but its identity can be seen.
@@ -280,7 +128,7 @@ func TestUnknownKindsAndWarningsAreLoggedOnce(t *testing.T) {
 	if n := strings.Count(log, "kind not used"); n != 1 || !strings.Contains(log, "first="+w.path("a.yaml")+":1") {
 		t.Errorf("Deployments are listed %d times, want once:\n%s", n, log)
 	}
-	if n := strings.Count(log, "a.yaml:12: Service a: spec.colour: unknown field"); n != 1 || strings.Count(log, "level=WARN") != 1 {
+	if n := strings.Count(log, "a.yaml:14: Service a: spec.colour: unknown field"); n != 1 || strings.Count(log, "level=WARN") != 1 {
 		t.Errorf("the warning is logged %d times, want once:\n%s", n, log)
 	}
 	if p := w.problem(); p != "" {
@@ -425,44 +273,4 @@ func TestPathThatCannotBeRead(t *testing.T) {
 	if w.store.HasSynced() {
 		t.Error("synced without having read anything")
 	}
-}
-
-// TestOnlyWhatChangedIsRead checks the scanner's idea of a change.
-func TestOnlyWhatChangedIsRead(t *testing.T) {
-	w := newWorld(t)
-	w.write("a.yaml", "a")
-	w.write("b.yaml", "b")
-	old := time.Now().Add(-time.Hour)
-	settle := func(name string) { w.must(os.Chtimes(w.path(name), old, old)) }
-	settle("a.yaml")
-	settle("b.yaml")
-	s := scanner{path: w.dir, stamps: map[string]stamp{}}
-	changed := func() []string {
-		t.Helper()
-		found, err := s.scan()
-		w.must(err)
-		names := []string{}
-		for _, n := range []string{"a.yaml", "b.yaml"} {
-			if found.changed[w.path(n)] != nil {
-				names = append(names, n)
-			}
-		}
-		return names
-	}
-	expect := func(what string, want ...string) {
-		t.Helper()
-		if got := changed(); !reflect.DeepEqual(got, append([]string{}, want...)) {
-			t.Errorf("%s: changed %q, want %q", what, got, want)
-		}
-	}
-	expect("at first", "a.yaml", "b.yaml")
-	expect("at rest")
-	w.write("a.yaml", "a")
-	expect("the same content again")
-	w.write("a.yaml", "x") // perhaps within one tick of the clock, and of the same size
-	expect("other content", "a.yaml")
-	w.must(os.WriteFile(w.path("tmp"), []byte("y"), 0o644))
-	w.must(os.Chtimes(w.path("tmp"), old, old))
-	w.must(os.Rename(w.path("tmp"), w.path("b.yaml")))
-	expect("another file of the same size and time", "b.yaml")
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -67,27 +68,31 @@ func Run(ctx context.Context, cfg *rest.Config, store *model.Store, opts Options
 	}
 	log, start := opts.Logger, time.Now()
 	board := source.NewBoard(log, opts.Problems)
-	var waiting, running sync.WaitGroup
+	var running sync.WaitGroup
+	var left atomic.Int64 // kinds whose first list has not come
+	left.Store(int64(len(opts.Kinds)))
+	synced := make(chan struct{})
+	var runners []*runner
 	for _, kind := range opts.Kinds {
 		lw, err := clients.listWatch(kind, opts.NodeName)
 		if err != nil {
 			return err
 		}
-		waiting.Add(1)
 		s := &sink{kind: kind, store: store, board: board, have: map[model.Key]struct{}{}, bad: map[model.Key]struct{}{}}
 		s.synced = func(n int) {
 			log.Info("first list applied", "kind", kind, "objects", n, "took", time.Since(start))
-			waiting.Done()
+			if left.Add(-1) == 0 {
+				close(synced)
+			}
 		}
 		r := &runner{kind: kind, sink: s, lw: lw, log: log, retry: opts.Retry}
 		r.health = &health{kind: kind, host: cfg.Host, board: board, log: log}
-		running.Go(func() { r.run(ctx) })
+		runners = append(runners, r)
 	}
 	log.Info("waiting for the API server", "host", cfg.Host, "kinds", opts.Kinds)
-	// A goroutine that outlives Run when ctx ends before the first lists came: there is no way to end
-	// a WaitGroup's Wait, and it holds nothing but the two pointers.
-	synced := make(chan struct{})
-	go func() { waiting.Wait(); close(synced) }()
+	for _, r := range runners {
+		running.Go(func() { r.run(ctx) })
+	}
 	select {
 	case <-synced:
 		store.MarkSynced()

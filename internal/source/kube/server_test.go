@@ -232,6 +232,9 @@ func (s *apiServer) initial(res, from string, stream bool) (events []watch.Event
 
 func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, res string) {
 	q := r.URL.Query()
+	s.mu.Lock()
+	drop := s.drop // once: a change that comes with the end must not hide it
+	s.mu.Unlock()
 	first, rv, gone := s.initial(res, q.Get("resourceVersion"), q.Get("sendInitialEvents") == "true")
 	if gone != nil {
 		s.status(w, gone)
@@ -266,7 +269,7 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, res string) {
 				next = append(next, ev)
 			}
 		}
-		wake, drop := s.wake, s.drop
+		wake := s.wake
 		s.mu.Unlock()
 		for _, ev := range next {
 			if !send(ev.Event) {

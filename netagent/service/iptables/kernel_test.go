@@ -88,7 +88,7 @@ func checkUnused(table map[string][]string, chain string) error {
 	}
 	for name, rules := range table {
 		for _, r := range rules {
-			if target(r) == chain {
+			if strings.Contains(r, chain) && target(r) == chain {
 				return fmt.Errorf("chain %s leads to it", name)
 			}
 		}

@@ -1,0 +1,180 @@
+package lab
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Families, backends and service modes that `up` accepts.
+var (
+	families     = []string{"dual", "v4", "v6"}
+	backends     = []string{"vxlan", "host-gw"}
+	serviceModes = []string{"auto", "nftables", "iptables"}
+)
+
+const maxNodes = 32
+
+// Options describe one lab; `up` writes them to lab.json and every other verb reads them there.
+type Options struct {
+	Name        string        `json:"name"`
+	Nodes       int           `json:"nodes"`
+	Family      string        `json:"family"`
+	Backend     string        `json:"backend"`
+	ServiceMode string        `json:"serviceMode"`
+	Timeout     time.Duration `json:"timeout"`
+	BinDir      string        `json:"binDir"`    // holds netagent, coredns, braid
+	Corefile    string        `json:"corefile"`  // configuration of the nodes' CoreDNS
+	Manifests   []string      `json:"manifests"` // as the user named them
+	Created     time.Time     `json:"created"`
+}
+
+func (o *Options) validate() error {
+	if err := checkName(o.Name); err != nil {
+		return err
+	}
+	oneOf := func(flag, value string, accepted []string) error {
+		if slices.Contains(accepted, value) {
+			return nil
+		}
+		return fmt.Errorf("--%s %q: use one of %s", flag, value, strings.Join(accepted, ", "))
+	}
+	if o.Nodes < 1 || o.Nodes > maxNodes {
+		return fmt.Errorf("--nodes %d: use 1 to %d", o.Nodes, maxNodes)
+	}
+	if err := oneOf("family", o.Family, families); err != nil {
+		return err
+	}
+	if err := oneOf("backend", o.Backend, backends); err != nil {
+		return err
+	}
+	if err := oneOf("service-mode", o.ServiceMode, serviceModes); err != nil {
+		return err
+	}
+	if o.Timeout <= 0 {
+		return fmt.Errorf("--timeout %s: must be longer than zero", o.Timeout)
+	}
+	return nil
+}
+
+func (o *Options) paths() paths { return paths{o.Name} }
+
+func (o *Options) bin(program string) string { return filepath.Join(o.BinDir, program) }
+
+func (o *Options) save() error {
+	data, err := json.MarshalIndent(o, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(o.paths().options(), data)
+}
+
+// writeFile replaces a file in one step, so that a reader never sees half of it.
+func writeFile(path string, data []byte) error {
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, data, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+func loadOptions(name string) (*Options, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(paths{name}.options())
+	if os.IsNotExist(err) {
+		return nil, fmt.Errorf("lab %s is not up: start it with `netagent lab up --name %s FILE…`", name, name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lab %s: %w", name, err)
+	}
+	var o Options
+	if err := json.Unmarshal(data, &o); err != nil {
+		return nil, fmt.Errorf("lab %s: %s: %w", name, paths{name}.options(), err)
+	}
+	return &o, nil
+}
+
+// family holds the addresses a lab uses in one address family. All address arithmetic of the lab
+// is here.
+type family struct {
+	ip          string       // IPv4 or IPv6, as EndpointSlices and Services spell it
+	underlay    netip.Prefix // the network between the nodes
+	gateway     netip.Addr   // the underlay's own address: the nodes' default gateway
+	outside     netip.Addr   // a host of the outside world
+	dns         netip.Addr   // ClusterIP of kube-dns
+	serviceCIDR netip.Prefix
+	pods        string // fmt of a node's pod CIDR, given the node's number
+	node        string // fmt of a node's address, given the node's number + 10
+}
+
+var (
+	ipv4 = family{
+		ip: "IPv4", underlay: netip.MustParsePrefix("192.168.77.0/24"), gateway: netip.MustParseAddr("192.168.77.1"),
+		outside: netip.MustParseAddr("203.0.113.10"), dns: netip.MustParseAddr("10.96.0.10"),
+		serviceCIDR: netip.MustParsePrefix("10.96.0.0/16"), pods: "10.244.%d.0/24", node: "192.168.77.%d",
+	}
+	ipv6 = family{
+		ip: "IPv6", underlay: netip.MustParsePrefix("fd77::/64"), gateway: netip.MustParseAddr("fd77::1"),
+		outside: netip.MustParseAddr("2001:db8:99::10"), dns: netip.MustParseAddr("fd00:10:96::a"),
+		serviceCIDR: netip.MustParsePrefix("fd00:10:96::/112"), pods: "fd00:10:244:%d::/64", node: "fd77::%d",
+	}
+)
+
+// families returns the address families of the lab, the primary one first.
+func (o *Options) families() []family {
+	switch o.Family {
+	case "v4":
+		return []family{ipv4}
+	case "v6":
+		return []family{ipv6}
+	}
+	return []family{ipv4, ipv6}
+}
+
+// node is one machine of the lab.
+type node struct {
+	name string
+	ips  []netip.Addr   // one per family
+	pods []netip.Prefix // one per family
+}
+
+func (o *Options) nodes() []node {
+	out := make([]node, o.Nodes)
+	for i := range out {
+		n := i + 1
+		out[i].name = fmt.Sprintf("n%d", n)
+		for _, f := range o.families() {
+			out[i].ips = append(out[i].ips, netip.MustParseAddr(fmt.Sprintf(f.node, 10+n)))
+			out[i].pods = append(out[i].pods, netip.MustParsePrefix(fmt.Sprintf(f.pods, n)))
+		}
+	}
+	return out
+}
+
+// object is the node as Kubernetes would describe it.
+func (n *node) object(created time.Time) *corev1.Node {
+	o := &corev1.Node{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Node"},
+		ObjectMeta: metav1.ObjectMeta{Name: n.name, CreationTimestamp: metav1.NewTime(created), Labels: map[string]string{
+			corev1.LabelHostname: n.name, corev1.LabelOSStable: "linux",
+		}},
+		Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}},
+	}
+	for i, ip := range n.ips {
+		o.Spec.PodCIDRs = append(o.Spec.PodCIDRs, n.pods[i].String())
+		o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: ip.String()})
+	}
+	o.Spec.PodCIDR = o.Spec.PodCIDRs[0]
+	o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeHostName, Address: n.name})
+	return o
+}

@@ -1,0 +1,194 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	bridgeName = "br0"
+	nodeIf     = "eth0"
+)
+
+// buildTopology makes the underlay and the nodes' namespaces with their wires, addresses and
+// default routes. A failure leaves what was made: `down` removes it by name.
+func buildTopology(o *Options) error {
+	p := o.paths()
+	outside, err := newNS(p.outsideNS())
+	if err != nil {
+		return err
+	}
+	defer outside.close()
+	bridge, err := outside.bridge(o.families())
+	if err != nil {
+		return fmt.Errorf("underlay: %w", err)
+	}
+	for _, n := range o.nodes() {
+		if err := buildNode(o, &n, outside, bridge); err != nil {
+			return fmt.Errorf("node %s: %w", n.name, err)
+		}
+	}
+	return nil
+}
+
+// space is a network namespace with a netlink socket inside it.
+type space struct {
+	name string
+	fd   netns.NsHandle
+	nl   *netlink.Handle
+}
+
+func newNS(name string) (*space, error) {
+	if err := createNS(name); err != nil {
+		return nil, err
+	}
+	fd, err := netns.GetFromPath(nsPath(name))
+	if err != nil {
+		return nil, fmt.Errorf("open namespace %s: %w", name, err)
+	}
+	nl, err := netlink.NewHandleAt(fd, unix.NETLINK_ROUTE)
+	if err != nil {
+		fd.Close()
+		return nil, fmt.Errorf("open netlink in namespace %s: %w", name, err)
+	}
+	s := &space{name, fd, nl}
+	if err := s.up("lo"); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *space) close() {
+	s.nl.Close()
+	s.fd.Close()
+}
+
+func (s *space) up(link string) error {
+	l, err := s.nl.LinkByName(link)
+	if err == nil {
+		err = s.nl.LinkSetUp(l)
+	}
+	if err != nil {
+		return fmt.Errorf("set %s up in %s: %w", link, s.name, err)
+	}
+	return nil
+}
+
+// address gives a link an address that is usable at once: duplicate address detection would keep
+// an IPv6 address unusable for a second, and there is nobody else on these wires.
+func (s *space) address(link string, addr netip.Prefix) error {
+	l, err := s.nl.LinkByName(link)
+	if err == nil {
+		a := &netlink.Addr{IPNet: ipNet(addr)}
+		if addr.Addr().Is6() {
+			a.Flags = unix.IFA_F_NODAD
+		}
+		err = s.nl.AddrAdd(l, a)
+	}
+	if err != nil {
+		return fmt.Errorf("add %s to %s in %s: %w", addr, link, s.name, err)
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// bridge makes the switch the nodes hang on. The namespace plays the outside too, so it also
+// has addresses which the nodes reach only over their default route.
+func (s *space) bridge(fams []family) (netlink.Link, error) {
+	snooping := false // nobody asks for group members here, so snooping could only lose multicast
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName}, MulticastSnooping: &snooping}
+	if err := s.nl.LinkAdd(br); err != nil {
+		return nil, hint(fmt.Errorf("add bridge: %w", err), "bridge")
+	}
+	if err := s.up(bridgeName); err != nil {
+		return nil, err
+	}
+	for _, f := range fams {
+		if err := s.address(bridgeName, netip.PrefixFrom(f.gateway, f.underlay.Bits())); err != nil {
+			return nil, err
+		}
+		if err := s.address("lo", netip.PrefixFrom(f.outside, f.outside.BitLen())); err != nil {
+			return nil, err
+		}
+	}
+	link, err := s.nl.LinkByName(bridgeName)
+	if err != nil {
+		return nil, fmt.Errorf("find bridge: %w", err)
+	}
+	return link, nil
+}
+
+// buildNode makes one node's namespace. Its veth pair is created inside the namespaces, so that no
+// end of it ever shows among the machine's own links.
+func buildNode(o *Options, n *node, outside *space, bridge netlink.Link) error {
+	s, err := newNS(o.paths().nodeNS(n.name))
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	veth := &netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: nodeIf}, PeerName: n.name, PeerNamespace: netlink.NsFd(outside.fd),
+	}
+	if err := s.nl.LinkAdd(veth); err != nil {
+		return hint(fmt.Errorf("add veth: %w", err), "veth")
+	}
+	port, err := outside.nl.LinkByName(n.name)
+	if err != nil {
+		return fmt.Errorf("find the underlay end of its veth: %w", err)
+	}
+	if err := outside.nl.LinkSetMaster(port, bridge); err != nil {
+		return fmt.Errorf("attach its veth to the bridge: %w", err)
+	}
+	if err := outside.up(n.name); err != nil {
+		return err
+	}
+	if err := s.up(nodeIf); err != nil {
+		return err
+	}
+	for i, f := range o.families() {
+		if err := s.address(nodeIf, netip.PrefixFrom(n.ips[i], f.underlay.Bits())); err != nil {
+			return err
+		}
+		if err := s.defaultRoute(f.gateway); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *space) defaultRoute(gw netip.Addr) error {
+	l, err := s.nl.LinkByName(nodeIf)
+	if err == nil {
+		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if gw.Is6() {
+			all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		err = s.nl.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(all), Gw: gw.AsSlice()})
+	}
+	if err != nil {
+		return fmt.Errorf("add default route via %s in %s: %w", gw, s.name, err)
+	}
+	return nil
+}
+
+// hint adds what to do when the kernel does not know a kind of link.
+func hint(err error, module string) error {
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("%w (the kernel has no %s: try `modprobe %s`)", err, module, module)
+	}
+	if errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("%w (needs root)", err)
+	}
+	return err
+}

@@ -1,0 +1,166 @@
+package kubernetes
+
+import (
+	"context"
+	"net/netip"
+	"strings"
+
+	"github.com/coredns/coredns/plugin/pkg/dnsutil"
+	"github.com/coredns/coredns/request"
+	"github.com/miekg/dns"
+
+	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/internal/names"
+)
+
+// question is a name and type to answer within a zone of ours. name and zone keep the case in which
+// they were asked: clients that mix case (0x20) compare it.
+type question struct {
+	state request.Request
+	name  string
+	typ   uint16
+	zone  string
+	chain []string // lower-case owners of the CNAMEs that led here
+}
+
+// relative returns the lower-case name without its zone and the dot between them.
+func (q question) relative() string {
+	name := strings.ToLower(q.name)
+	if q.zone == "." {
+		return strings.TrimSuffix(name, ".")
+	}
+	return strings.TrimSuffix(name[:len(name)-len(q.zone)], ".")
+}
+
+const (
+	schemaVersion = "1.1.0" // of the Kubernetes DNS specification
+	schemaTTL     = 28800
+)
+
+// answer finds the records of a name. It never changes the request.
+func (k *Kubernetes) answer(ctx context.Context, q question) reply {
+	n, ok := names.Parse(q.relative())
+	switch {
+	case ok && n.Kind == names.Node:
+		return k.apex(q)
+	case ok && n.Kind == names.Version:
+		out := reply{exists: true, fixed: true}
+		if q.typ == dns.TypeTXT {
+			out.records = []dns.RR{&dns.TXT{Hdr: header(q.name, dns.TypeTXT, schemaTTL), Txt: []string{schemaVersion}}}
+		}
+		return out
+	case ok && n.Kind == names.NSHost:
+		return reply{exists: true, fixed: true, records: k.addresses(q, k.nameServerAddrs())}
+	case dnsutil.IsReverse(strings.ToLower(q.name)) > 0:
+		return k.reverse(q)
+	case !ok || !k.exposed(n.Namespace):
+		return reply{}
+	case n.Kind == names.Pod:
+		return k.pod(q, n)
+	}
+	return k.service(ctx, q, n)
+}
+
+// exposed reports whether the names of a namespace are served: it exists, and no option hides it.
+// Manifests need not declare the namespaces they use.
+func (k *Kubernetes) exposed(ns string) bool {
+	x := k.index()
+	return k.listed(ns) && (x.HasNamespace(ns) || (k.cfg.source.Manifests != "" && x.UsesNamespace(ns)))
+}
+
+func (k *Kubernetes) listed(ns string) bool {
+	if len(k.cfg.namespaces) == 0 {
+		return true
+	}
+	_, ok := k.cfg.namespaces[ns]
+	return ok
+}
+
+func (k *Kubernetes) service(ctx context.Context, q question, n names.Name) reply {
+	if n.Object == "" {
+		return reply{exists: true}
+	}
+	a := k.index().Resolve(n, k.cfg.view, q.typ == dns.TypeSRV)
+	out := reply{exists: a.Exists}
+	switch {
+	case !a.Exists:
+	case q.typ == dns.TypeCNAME && a.External != "":
+		out.records = []dns.RR{k.cname(q.name, a.External)}
+	case isAddress(q.typ) && a.External != "":
+		return k.follow(ctx, q, a.External)
+	case isAddress(q.typ):
+		out.records = k.addresses(q, addrsOf(a.Targets))
+	case q.typ == dns.TypeSRV:
+		out.records, out.extra = k.srv(q, n, a.Targets)
+	}
+	return out
+}
+
+func (k *Kubernetes) pod(q question, n names.Name) reply {
+	if k.cfg.pods == podsDisabled {
+		return reply{}
+	}
+	if n.Object == "" {
+		return reply{exists: true}
+	}
+	addr, ok := names.ParseDashed(n.Object)
+	if !ok || (k.cfg.pods == podsVerified && !k.index().HasPod(n.Namespace, addr)) {
+		return reply{}
+	}
+	return reply{exists: true, records: k.addresses(q, []netip.Addr{addr})}
+}
+
+// reverse answers PTR: the service of a cluster IP, else every service the address is an endpoint of.
+func (k *Kubernetes) reverse(q question) reply {
+	addr, ok := names.ParseReverse(strings.ToLower(q.name))
+	if !ok {
+		return reply{}
+	}
+	targets := k.pointers(addr)
+	out := reply{exists: len(targets) > 0}
+	if q.typ == dns.TypePTR {
+		for _, t := range targets {
+			out.records = append(out.records, &dns.PTR{Hdr: header(q.name, dns.TypePTR, k.cfg.ttl), Ptr: t})
+		}
+	}
+	return out
+}
+
+// pointers returns the distinct names an address leads to.
+func (k *Kubernetes) pointers(addr netip.Addr) (out []string) {
+	for _, key := range k.index().ClusterIP(addr) {
+		if k.listed(key.Namespace) {
+			return []string{serviceName(key, k.cfg.primary)}
+		}
+	}
+	if k.cfg.view.NoEndpoints {
+		return nil
+	}
+	seen := map[string]bool{}
+	for _, o := range k.index().Owners(addr) {
+		if !k.listed(o.Service.Namespace) {
+			continue
+		}
+		name := o.Label(k.cfg.view.PodNames) + "." + serviceName(o.Service, k.cfg.primary)
+		if !seen[name] {
+			seen[name] = true
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// serviceName returns the full name of a service in a zone that ends in a dot.
+func serviceName(key model.Key, zone string) string {
+	return dnsutil.Join(key.Name, key.Namespace, "svc", zone)
+}
+
+func isAddress(typ uint16) bool { return typ == dns.TypeA || typ == dns.TypeAAAA }
+
+func addrsOf(targets []names.Target) []netip.Addr {
+	out := make([]netip.Addr, len(targets))
+	for i, t := range targets {
+		out[i] = t.Addr
+	}
+	return out
+}

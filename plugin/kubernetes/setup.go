@@ -1,0 +1,99 @@
+package kubernetes
+
+import (
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin"
+	"github.com/coredns/coredns/plugin/pkg/upstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/klog/v2"
+
+	"github.com/braidnet/braid/plugin/kubernetes/stores"
+)
+
+// registry holds the process's stores; it outlives reloads.
+var registry = stores.New(runSource, logger, observeProgramming)
+
+var logger = slog.New(logHandler{})
+
+func init() {
+	prometheus.MustRegister(programming, sourceMetrics{})
+	plugin.Register(pluginName, setup)
+}
+
+// useOurLog sends what client-go says to CoreDNS's log, once: klog keeps it for the whole process.
+var useOurLog = sync.OnceFunc(func() { klog.SetSlogLogger(logger) })
+
+func setup(c *caddy.Controller) error {
+	// CoreDNS calls once for each name of a server block and then uses the plugins of the first for all.
+	if c.ServerBlockKeyIndex > 0 {
+		return nil
+	}
+	useOurLog()
+	cfg, err := parse(c)
+	if err == nil {
+		err = checkSource(cfg)
+	}
+	if err != nil {
+		return plugin.Error(pluginName, err)
+	}
+	for _, w := range cfg.warnings {
+		log.Warning(w)
+	}
+	k := &Kubernetes{cfg: cfg, upstream: upstream.New()}
+	c.OnRestart(func() error {
+		registry.Begin()
+		return nil
+	})
+	c.OnRestartFailed(func() error {
+		registry.Rollback()
+		return nil
+	})
+	c.OnStartup(func() error {
+		k.start(registry, boundAddrs(dnsserver.GetConfig(c).ListenHosts))
+		return nil
+	})
+	c.OnShutdown(func() error {
+		k.live.Load().lease.Release()
+		return nil
+	})
+	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
+		k.Next = next
+		return k
+	})
+	return nil
+}
+
+// checkSource reports a source that cannot work before anything is started.
+func checkSource(cfg *config) error {
+	if err := sourceError(cfg.source); err != nil {
+		return cfg.errorf("%s: %v", cfg.source, err)
+	}
+	return nil
+}
+
+// start takes the store and waits for its first state, but no longer than startup_timeout: a server
+// that answers SERVFAIL tells its clients more than one that is not there.
+func (k *Kubernetes) start(r *stores.Registry, bound []netip.Addr) {
+	lease := r.Acquire(k.cfg.source, k.cfg.kinds())
+	k.live.Store(&live{lease: lease, local: bound})
+	if lease.Store.HasSynced() {
+		return
+	}
+	begin := time.Now()
+	logger.Info("waiting for cluster state before serving", "source", k.cfg.source.String(), "at_most", k.cfg.startupTimeout)
+	timeout := time.NewTimer(k.cfg.startupTimeout)
+	defer timeout.Stop()
+	select {
+	case <-lease.Store.Synced():
+		logger.Info("cluster state synced", "source", k.cfg.source.String(), "took", time.Since(begin).Round(time.Millisecond))
+	case <-timeout.C:
+		logger.Warn("serving with unsynced cluster state: names of the cluster answer SERVFAIL until it is complete",
+			"source", k.cfg.source.String(), "waited", time.Since(begin).Round(time.Millisecond))
+	}
+}
