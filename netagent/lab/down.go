@@ -6,11 +6,15 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 )
 
 // downRounds bounds how often down looks again for processes that were being started while it ended
 // the ones it saw. The daemon ends first, so one more round is the rule.
 const downRounds = 5
+
+// daemonGrace is how long the daemon may take to end everything it runs.
+const daemonGrace = 5 * time.Second
 
 // downAll takes every lab down that left anything.
 func downAll(out io.Writer) error {
@@ -75,7 +79,7 @@ func endDaemon(p paths) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if left := endAll(found, endGrace); len(left) > 0 {
+	if left := endAll(found, daemonGrace); len(left) > 0 {
 		return 0, fmt.Errorf("daemon process %d does not end: see /proc/%[1]d/stack for what it waits for", left[0])
 	}
 	return len(found), nil
@@ -97,7 +101,7 @@ func endInhabitants(p paths) (int, error) {
 		if len(found) == 0 {
 			return ended, nil
 		}
-		left := endAll(found, endGrace)
+		left := endAll(found, programGrace)
 		ended += len(found) - len(left)
 		if len(left) > 0 {
 			return ended, fmt.Errorf("processes %v do not end", left)

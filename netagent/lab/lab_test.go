@@ -414,3 +414,34 @@ func TestKillStartsAgain(t *testing.T) {
 		t.Errorf("pods -A:\n%s", got)
 	}
 }
+
+// A broken document must be named with its place, and must not keep the rest from running.
+func TestUpNamesBrokenDocuments(t *testing.T) {
+	l := newTestLab(t, "g")
+	file := l.manifest(twoPods + "---\napiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: 99999}]}\n")
+	out, err := l.command("up", "--bin-dir", l.bin, "--nodes", "1", file).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), file+":17") {
+		t.Errorf("up with a broken Service: %v, want the complaint to begin with %s:17\n%s", err, file, out)
+	}
+	if s := l.status(); s.Phase != PhaseUp || s.PodsReady != 2 {
+		t.Errorf("status: %+v", s)
+	}
+}
+
+// When a program does not start, up must end by itself, say which, and show its log.
+func TestUpExplainsWhatIsNotReady(t *testing.T) {
+	l := newTestLab(t, "h")
+	broken := filepath.Join(l.bin, "coredns")
+	if err := os.Remove(broken); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(broken, []byte("#!/bin/sh\necho the reason why >&2\nexit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	out, err := l.command("up", "--bin-dir", l.bin, "--nodes", "1", "--timeout", "2s").CombinedOutput()
+	for _, want := range []string{"not ready after 2s", "node/n1/coredns: ended: exit status 1", "the reason why", paths{l.name}.log("n1", "coredns")} {
+		if err == nil || !strings.Contains(string(out), want) {
+			t.Errorf("up ended with %v; %q is missing from:\n%s", err, want, out)
+		}
+	}
+}

@@ -106,8 +106,11 @@ func inhabitants(ids map[nsID]bool) ([]int, error) {
 	}), nil
 }
 
+// killWait bounds the wait for killed processes, which only the kernel can delay.
+const killWait = 5 * time.Second
+
 // endAll asks processes to end, waits up to grace, kills those that stay, and returns the ones that
-// even then did not end within a second grace.
+// even then did not end.
 func endAll(targets []int, grace time.Duration) (left []int) {
 	fds := map[int]int{} // pid → pidfd: a pidfd can never come to mean another process
 	defer func() {
@@ -120,11 +123,14 @@ func endAll(targets []int, grace time.Duration) (left []int) {
 			fds[pid] = fd
 		}
 	}
-	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+	for _, step := range []struct {
+		signal unix.Signal
+		wait   time.Duration
+	}{{unix.SIGTERM, grace}, {unix.SIGKILL, killWait}} {
 		for _, fd := range fds {
-			_ = unix.PidfdSendSignal(fd, sig, nil, 0) // ended already: nothing to do
+			_ = unix.PidfdSendSignal(fd, step.signal, nil, 0) // ended already: nothing to do
 		}
-		waitEnd(fds, grace)
+		waitEnd(fds, step.wait)
 	}
 	for pid := range fds {
 		left = append(left, pid)

@@ -17,8 +17,10 @@ const (
 	firstBackOff = 100 * time.Millisecond
 	longBackOff  = 10 * time.Second
 	// settled is how long a program must have run for its next crash to count as the first again.
-	settled     = 10 * time.Second
-	endGrace    = 5 * time.Second
+	settled = 10 * time.Second
+	// programGrace is short: a lab that goes down has nobody left to serve, and CoreDNS would keep
+	// serving for its lameduck time.
+	programGrace = 500 * time.Millisecond
 	askOften    = 100 * time.Millisecond // while a program is not ready
 	askSeldom   = time.Second            // while it is
 	askPatience = 2 * time.Second
@@ -125,7 +127,7 @@ func (p *program) once(ctx context.Context) error {
 	select {
 	case err = <-ended:
 	case <-ctx.Done():
-		endAll([]int{cmd.Process.Pid}, endGrace)
+		endAll([]int{cmd.Process.Pid}, programGrace)
 		err = <-ended
 	}
 	stop()

@@ -180,6 +180,7 @@ func checkExample(t *testing.T, p *playground, families int) {
 	if n := len(p.files(t, "networkpolicy")); n != 2 {
 		t.Errorf("%d policies", n)
 	}
+	readBack(t, p)
 	if cart := p.pod(t, p.ownedBy("Deployment cart")).Ports; len(cart) != 1 || cart[0].Number != 7071 {
 		t.Errorf("the cart serves %v, want the undeclared port its service targets", cart)
 	}

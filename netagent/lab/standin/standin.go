@@ -22,7 +22,17 @@ import (
 // Info is what a stand-in says of itself.
 type Info struct {
 	Namespace, Name, Node string
-	IPs                   []netip.Addr // the pod's addresses; only for people, the answers name the address that was asked
+	// IPs are the pod's addresses, for messages: answers name the address that was asked.
+	IPs []netip.Addr
+}
+
+// String prints "pod namespace/name", and its addresses when they are known.
+func (i Info) String() string {
+	s := "pod " + i.Namespace + "/" + i.Name
+	for n, ip := range i.IPs {
+		s += []string{" at ", ", "}[min(n, 1)] + ip.String()
+	}
+	return s
 }
 
 // Port is a port to serve. Protocol is TCP, UDP or SCTP (empty = TCP).
@@ -78,7 +88,7 @@ func (s *Server) SetPorts(ports []Port) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return fmt.Errorf("stand-in of pod %s/%s: set ports: it is closed", s.info.Namespace, s.info.Name)
+		return fmt.Errorf("stand-in of %s: set ports: it is closed", s.info)
 	}
 	want := map[socket]Port{}
 	s.skipped = nil
@@ -114,7 +124,7 @@ func (s *Server) openMissing(want map[socket]Port) error {
 	sort.Slice(missing, func(i, j int) bool { return missing[i].String() < missing[j].String() })
 	ns, err := netns.Open(s.path)
 	if err != nil {
-		return fmt.Errorf("stand-in of pod %s/%s: %w", s.info.Namespace, s.info.Name, err)
+		return fmt.Errorf("stand-in of %s: %w", s.info, err)
 	}
 	defer ns.Close()
 	return ns.Do(func() error {
@@ -122,7 +132,7 @@ func (s *Server) openMissing(want map[socket]Port) error {
 		for _, p := range missing {
 			svc, err := s.listen(p)
 			if err != nil {
-				errs = append(errs, fmt.Errorf("stand-in of pod %s/%s: port %s: %w", s.info.Namespace, s.info.Name, p, err))
+				errs = append(errs, fmt.Errorf("stand-in of %s: port %s: %w", s.info, p, err))
 				continue
 			}
 			s.open[socket{p.Number, p.Protocol}] = svc

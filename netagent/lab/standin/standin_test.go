@@ -246,8 +246,8 @@ func TestCloseEndsEverything(t *testing.T) {
 func TestServeFailsAsAWhole(t *testing.T) {
 	ns := pod(t)
 	serve(t, ns, Port{Number: 8080})
-	_, err := Serve(ns.Path(), Info{Namespace: "shop", Name: "second"}, []Port{{Number: 8079}, {Number: 8080}})
-	if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "shop/second: port 8080/TCP") {
+	_, err := Serve(ns.Path(), Info{Namespace: "shop", Name: "second", IPs: podIPs[1:3]}, []Port{{Number: 8079}, {Number: 8080}})
+	if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "shop/second at 10.244.1.6, fd00:10:244:1::5: port 8080/TCP") {
 		t.Errorf("a port in use: %v, want an error that names pod and port", err)
 	}
 	if _, err := dial(t, ns, "tcp", podIPs[0], podIPs[1], 8079); !errors.Is(err, syscall.ECONNREFUSED) {
