@@ -106,6 +106,11 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 	if err := link.WaitUp(link.At{Handle: node, Ref: host}, link.At{Handle: node, Ref: bridge}); err != nil {
 		return err
 	}
+	for _, l := range leases { // of the first pod the bridge has just come up with its addresses
+		if err := link.WaitLocal(node, l.Gateway); err != nil {
+			return err
+		}
+	}
 	return types.PrintResult(result(conf, args.Netns, bridge, host, inside, leases), conf.CNIVersion)
 }
 

@@ -35,14 +35,19 @@ type Config struct {
 	Log         *slog.Logger
 }
 
-// DefaultConfig returns the settings of an ordinary node.
+// DefaultConfig returns the settings of an ordinary node. NODE_NAME and BRAID_RUN_DIR of the
+// environment change the name and the folder of the socket.
 func DefaultConfig() Config {
 	host, _ := os.Hostname()
 	if env := os.Getenv("NODE_NAME"); env != "" {
 		host = env
 	}
+	run := "/run/braid"
+	if env := os.Getenv("BRAID_RUN_DIR"); env != "" {
+		run = env
+	}
 	return Config{
-		Node: strings.ToLower(host), RunDir: "/run/braid", StateDir: "/var/lib/braid", CNIConfDir: "/etc/cni/net.d",
+		Node: strings.ToLower(host), RunDir: run, StateDir: "/var/lib/braid", CNIConfDir: "/etc/cni/net.d",
 		Overlay: "vxlan", VNI: 1, Port: 8472, ServiceMode: "auto", HTTP: "127.0.0.1:10249",
 		Version: "devel", Log: slog.Default(),
 	}

@@ -44,7 +44,7 @@ func newStatus() *cobra.Command {
 			return err
 		},
 	}
-	c.Flags().StringVar(&runDir, "run-dir", agent.DefaultConfig().RunDir, "folder of the agent's socket")
+	c.Flags().StringVar(&runDir, "run-dir", agent.DefaultConfig().RunDir, "folder of the agent's socket (default: $BRAID_RUN_DIR, then /run/braid)")
 	c.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	return c
 }

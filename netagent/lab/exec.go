@@ -55,7 +55,7 @@ func execIn(lab, namespace, target string, argv []string) error {
 	if err != nil {
 		return fmt.Errorf("lab %s: %w", lab, err)
 	}
-	e.argv, e.env = argv, os.Environ()
+	e.argv, e.env = argv, append(os.Environ(), e.env...)
 	return e.enter()
 }
 
@@ -68,8 +68,9 @@ func (o *Options) entryOf(namespace, target string) (*entry, error) {
 		return &entry{netns: nsPath(p.outsideNS()), hostname: "outside", binds: p.etc(p.resolv(), "")}, nil
 	case slash && kind == "node":
 		for _, n := range o.nodes() {
-			if n.name == rest {
-				return &entry{netns: nsPath(p.nodeNS(rest)), hostname: rest, binds: p.etc(p.resolv(), "")}, nil
+			if n.name == rest { // `netagent status` on a node asks that node's agent
+				return &entry{netns: nsPath(p.nodeNS(rest)), hostname: rest, binds: p.etc(p.resolv(), ""),
+					env: []string{"BRAID_RUN_DIR=" + p.node(rest, "run")}}, nil
 			}
 		}
 		return nil, fmt.Errorf("no node %q: it has n1 to n%d", rest, o.Nodes)

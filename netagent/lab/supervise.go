@@ -21,9 +21,9 @@ const (
 	// programGrace is short: a lab that goes down has nobody left to serve, and CoreDNS would keep
 	// serving for its lameduck time.
 	programGrace = 500 * time.Millisecond
-	askOften    = 100 * time.Millisecond // while a program is not ready
-	askSeldom   = time.Second            // while it is
-	askPatience = 2 * time.Second
+	askOften     = 100 * time.Millisecond // while a program is not ready
+	askSeldom    = time.Second            // while it is
+	askPatience  = 2 * time.Second
 )
 
 // program is one process of a node which the daemon keeps running, as a kubelet would.

@@ -70,7 +70,7 @@ func ConfigurePod(h *netlink.Handle, p Pod) (Ref, error) {
 			return Ref{}, err
 		}
 	}
-	return refOf(l), nil
+	return refOf(l), WaitLocal(h, p.Addrs...)
 }
 
 // podSysctls keeps routers and redirects on the network from changing the

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -149,21 +150,58 @@ type At struct {
 // carrier from a work queue: for some milliseconds after both ends of a pair
 // are up, the bridge port is still closed and packets are dropped.
 func WaitUp(list ...At) error {
-	const limit = 5 * time.Second
-	start := time.Now()
-	for pause := 200 * time.Microsecond; len(list) > 0; {
-		l, err := list[0].Handle.LinkByIndex(list[0].Index)
+	for _, at := range list {
+		var state netlink.LinkOperState
+		done, err := poll(func() (bool, error) {
+			l, err := at.Handle.LinkByIndex(at.Index)
+			if err != nil {
+				return false, fmt.Errorf("wait for interface %s: %w", at.Name, err)
+			}
+			state = l.Attrs().OperState
+			return state == netlink.OperUp, nil
+		})
 		if err != nil {
-			return fmt.Errorf("wait for interface %s: %w", list[0].Name, err)
+			return err
 		}
-		if state := l.Attrs().OperState; state == netlink.OperUp {
-			list = list[1:]
-		} else if time.Since(start) > limit {
-			return fmt.Errorf("interface %s is still %s after %s: expected up; is its other end up?", list[0].Name, state, limit)
-		} else {
-			time.Sleep(pause)
-			pause = min(2*pause, 10*time.Millisecond)
+		if !done {
+			return fmt.Errorf("interface %s is still %s after %s: expected up; is its other end up?", at.Name, state, pollLimit)
 		}
 	}
 	return nil
+}
+
+// WaitLocal waits until the IPv6 ones of the addresses are answered to. The kernel makes the local
+// route of an IPv6 address from a work queue, even without duplicate address detection; until then
+// packets to it are unreachable.
+func WaitLocal(h *netlink.Handle, addrs ...netip.Addr) error {
+	for _, a := range addrs {
+		if a.Is4() {
+			continue
+		}
+		done, err := poll(func() (bool, error) {
+			routes, err := h.RouteGet(a.AsSlice())
+			return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL, nil
+		})
+		if err != nil {
+			return err
+		}
+		if !done {
+			return fmt.Errorf("address %s has no local route after %s: is the interface it is on up?", a, pollLimit)
+		}
+	}
+	return nil
+}
+
+const pollLimit = 5 * time.Second
+
+// poll asks until the answer is yes, an error, or pollLimit is over. The kernel does what it is used
+// for within milliseconds and tells nobody of the last step.
+func poll(ask func() (bool, error)) (done bool, err error) {
+	start := time.Now()
+	for pause := 200 * time.Microsecond; ; pause = min(2*pause, 10*time.Millisecond) {
+		if done, err = ask(); done || err != nil || time.Since(start) > pollLimit {
+			return done, err
+		}
+		time.Sleep(pause)
+	}
 }
