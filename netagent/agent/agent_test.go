@@ -74,7 +74,7 @@ func TestAgentWritesConflistWhenAllIsInForce(t *testing.T) {
 	manifests := t.TempDir()
 	cfg, stop := start(t, manifests)
 	r := ask(t, cfg, "the missing node", func(r status.Report) bool { return len(r.Subsystems) == 1 && r.Subsystems[0].Failing })
-	if !strings.Contains(r.Subsystems[0].Error, "Node n1 is not in the cluster") || r.OK() {
+	if !strings.Contains(r.Subsystems[0].Error, "node n1 is not in the cluster") || r.OK() {
 		t.Errorf("status does not say what is missing: %+v", r)
 	}
 	path := filepath.Join(cfg.CNIConfDir, Conflist)

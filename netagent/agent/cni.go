@@ -44,7 +44,7 @@ func (a *Agent) cniStep(context.Context) (reconcile.Outcome, error) {
 	node, _ := a.store.Get(model.Ref{Kind: model.KindNode, Key: model.Key{Name: a.cfg.Node}}).(*model.Node)
 	switch {
 	case node == nil:
-		return reconcile.Outcome{}, fmt.Errorf("Node %s is not in the cluster: is --node the name that `kubectl get nodes` prints?", a.cfg.Node)
+		return reconcile.Outcome{}, fmt.Errorf("node %s is not in the cluster: is --node the name that `kubectl get nodes` prints?", a.cfg.Node)
 	case len(node.PodCIDRs) == 0:
 		return reconcile.Outcome{}, fmt.Errorf("%s has no spec.podCIDRs: let the controller manager allocate them (--allocate-node-cidrs) or set them", node.Origin)
 	}
