@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -135,6 +136,8 @@ func tearDown(t *testing.T, dir, lab string) {
 // in parallel.
 var flows sync.Map
 
+var flowNumber atomic.Int64 // tells the files of a script's flows apart
+
 // flow opens one connection after the other until it is told to stop, and counts failures.
 type flow struct {
 	cmd *exec.Cmd
@@ -147,7 +150,7 @@ func cmdFlow(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: flow TARGET URL")
 	}
-	f := &flow{log: ts.MkAbs("flow.log")}
+	f := &flow{log: ts.MkAbs(fmt.Sprintf("flow%d.log", flowNumber.Add(1)))}
 	script := fmt.Sprintf(`while [ ! -e %[2]s.stop ]; do if curl -sS --max-time 5 -o /dev/null %[1]s 2>>%[2]s.err; then echo ok; else echo failed; fi >>%[2]s; done`, args[1], f.log)
 	f.cmd = exec.Command(lookPath(ts, "netagent"), "lab", "exec", "--name", ts.Getenv("LAB"), args[0], "--", "sh", "-c", script)
 	ts.Check(f.cmd.Start())
