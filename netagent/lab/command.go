@@ -172,11 +172,15 @@ func podsCommand() *cobra.Command {
 	var all bool
 	var namespace *string
 	var asJSON func() (bool, error)
-	c := verb("pods", "list pods with node, addresses and readiness", "  netagent lab pods -A", cobra.NoArgs,
+	c := verb("pods", "list pods with node, addresses and readiness, of all namespaces unless -n names one", "  netagent lab pods -n shop", cobra.NoArgs,
 		func(c *cobra.Command, name string, _ []string) error {
 			json, err := asJSON()
 			if err != nil {
 				return err
+			}
+			// A playground is small: unlike kubectl, nothing is hidden unless asked.
+			if all || !c.Flags().Changed("namespace") {
+				*namespace = ""
 			}
 			var pods []cluster.PodStatus
 			if err := request(c, name, "GET", "/pods", nil, &pods); err != nil {
@@ -184,22 +188,20 @@ func podsCommand() *cobra.Command {
 			}
 			show := []cluster.PodStatus{}
 			for _, p := range pods {
-				if all || p.Namespace == *namespace {
+				if *namespace == "" || p.Namespace == *namespace {
 					show = append(show, p)
 				}
 			}
-			switch {
-			case json:
+			if json {
 				return printJSON(c.OutOrStdout(), show)
-			case all:
-				*namespace = ""
-			case len(show) == 0 && len(pods) > 0:
-				fmt.Fprintf(c.ErrOrStderr(), "no pods in namespace %s; -A shows those of all namespaces\n", *namespace)
+			}
+			if len(show) == 0 {
+				fmt.Fprintln(c.ErrOrStderr(), "no pods")
 				return nil
 			}
 			return printPods(c.OutOrStdout(), show, *namespace, time.Now())
 		})
-	c.Flags().BoolVarP(&all, "all-namespaces", "A", false, "pods of all namespaces")
+	c.Flags().BoolVarP(&all, "all-namespaces", "A", false, "pods of all namespaces (the default)")
 	namespace, asJSON = namespaceFlag(c), outputFlag(c)
 	return c
 }

@@ -55,6 +55,10 @@ func execIn(lab, namespace, target string, argv []string) error {
 	if err != nil {
 		return fmt.Errorf("lab %s: %w", lab, err)
 	}
+	// The programs of the lab come first, so that `netagent status` on a node is that of the lab.
+	if err := os.Setenv("PATH", o.BinDir+string(os.PathListSeparator)+os.Getenv("PATH")); err != nil {
+		return err
+	}
 	e.argv, e.env = argv, append(os.Environ(), e.env...)
 	return e.enter()
 }

@@ -115,11 +115,11 @@ func suggest(out io.Writer, o *Options, store *model.Store) {
 			break
 		}
 	}
-	fmt.Fprintf(out, "\nThe playground stays up. Try:\n  %s pods%s\n  %s status%s\n", self, flag, self, flag)
+	fmt.Fprintf(out, "\nThe playground stays up. Try:\n  %s pods%s\n", self, flag)
 	if pod != nil && service != nil {
 		exec := fmt.Sprintf("%s exec%s -n %s %s --", self, flag, pod.Namespace, pod.Name)
 		fmt.Fprintf(out, "  %s dig +search %s.%s\n  %s curl -s http://%s.%s:%d/\n", exec, service.Name, service.Namespace,
 			exec, service.Name, service.Namespace, service.Ports[0].Port)
 	}
-	fmt.Fprintf(out, "  %s exec%s node/n1 -- nft list table ip braid\n", self, flag)
+	fmt.Fprintf(out, "  %s exec%s node/n1 -- netagent status\n  %s exec%s node/n1 -- nft list table ip braid\n", self, flag, self, flag)
 }
