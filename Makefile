@@ -9,7 +9,7 @@ COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w
 NAME    ?= demo
 # Debian packages that the playground and the tests call; `make deps` installs what is missing.
-TOOLS   := ip:iproute2 nft:nftables iptables:iptables dig:dnsutils curl:curl ping:iputils-ping nc:netcat-openbsd tcpdump:tcpdump gcc:gcc
+TOOLS   := ip:iproute2 nft:nftables iptables:iptables dig:dnsutils curl:curl ping:iputils-ping nc:netcat-openbsd tcpdump:tcpdump pgrep:procps gcc:gcc
 
 # Prints failures with their output, and at the end what was skipped and why.
 GOTEST  := go tool gotestsum --format pkgname
