@@ -8,8 +8,9 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w
 NAME    ?= demo
-# Debian packages that the playground and the tests call; `make deps` installs what is missing.
-TOOLS   := ip:iproute2 nft:nftables iptables:iptables dig:dnsutils curl:curl ping:iputils-ping nc:netcat-openbsd tcpdump:tcpdump pgrep:procps gcc:gcc
+# Debian packages that the playground and the tests call, behind a command or file of each (a C compiler
+# for the race detector); `make deps` installs what is missing.
+TOOLS   := ip:iproute2 nft:nftables iptables:iptables dig:dnsutils curl:curl ping:iputils-ping nc:netcat-openbsd tcpdump:tcpdump pgrep:procps gcc:gcc /usr/include/stdlib.h:libc6-dev
 
 # Prints failures with their output, and at the end what was skipped and why.
 GOTEST  := go tool gotestsum --format pkgname
@@ -28,7 +29,7 @@ build: ## build bin/coredns, bin/netagent and bin/braid
 
 .PHONY: deps
 deps: ## install the Debian packages that demo and test need (as root, only what is missing)
-	@missing=(); for t in $(TOOLS); do command -v $${t%%:*} >/dev/null || [ -x /usr/sbin/$${t%%:*} ] || missing+=($${t##*:}); done; \
+	@missing=(); for t in $(TOOLS); do command -v $${t%%:*} >/dev/null || [ -e $${t%%:*} ] || [ -x /usr/sbin/$${t%%:*} ] || missing+=($${t##*:}); done; \
 	if [ $${#missing[@]} -gt 0 ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing $${missing[*]}"; \
