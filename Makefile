@@ -9,8 +9,11 @@ COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w
 NAME    ?= demo
 # Debian packages that the playground and the tests call, behind a command or file of each (a C compiler
-# for the race detector); `make deps` installs what is missing.
-TOOLS   := ip:iproute2 nft:nftables iptables:iptables dig:dnsutils curl:curl ping:iputils-ping nc:netcat-openbsd tcpdump:tcpdump pgrep:procps gcc:gcc /usr/include/stdlib.h:libc6-dev
+# for the race detector); `make deps` installs what is missing. Debian's other
+# package of nc, netcat-traditional, does not know the options.
+TOOLS   := ip:iproute2 nft:nftables iptables:iptables dig:dnsutils curl:curl ping:iputils-ping nc.openbsd:netcat-openbsd gcc:gcc /usr/include/stdlib.h:libc6-dev
+# A plain `su` leaves these folders out, and the tools are there.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 # Prints failures with their output, and at the end what was skipped and why.
 GOTEST  := go tool gotestsum --format pkgname
@@ -29,7 +32,7 @@ build: ## build bin/coredns, bin/netagent and bin/braid
 
 .PHONY: deps
 deps: ## install the Debian packages that demo and test need (as root, only what is missing)
-	@missing=(); for t in $(TOOLS); do command -v $${t%%:*} >/dev/null || [ -e $${t%%:*} ] || [ -x /usr/sbin/$${t%%:*} ] || missing+=($${t##*:}); done; \
+	@missing=(); for t in $(TOOLS); do command -v $${t%%:*} >/dev/null || [ -e $${t%%:*} ] || missing+=($${t##*:}); done; \
 	if [ $${#missing[@]} -gt 0 ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing $${missing[*]}"; \

@@ -94,3 +94,85 @@ func TestAuditRepeatsAndStuckIsSeen(t *testing.T) {
 		close(block)
 	})
 }
+
+func TestChangeIsPendingUntilItIsInForce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var calls atomic.Int32
+		goOn := make(chan error)
+		l := New(Config{Name: "x", Log: quiet, Step: func(context.Context) (Outcome, error) {
+			calls.Add(1)
+			return Outcome{}, <-goOn
+		}})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go l.Run(ctx)
+		goOn <- nil
+		synctest.Wait()
+		l.Kick()
+		synctest.Wait()
+		if s := l.Status(); calls.Load() != 2 || !s.Pending || s.Problem(time.Now()) != "" {
+			t.Errorf("a step is working on the change, so it is not in force, and not late: %+v", s)
+		}
+		time.Sleep(LateAfter + time.Second)
+		if s := l.Status(); s.Problem(time.Now()) != "a change has been waiting for 11s" {
+			t.Errorf("a change that waits this long must show: %q", s.Problem(time.Now()))
+		}
+		l.Kick() // comes during the step, which may have looked before it
+		goOn <- errors.New("no")
+		synctest.Wait()
+		if s := l.Status(); !s.Pending || s.Problem(time.Now()) != "no" {
+			t.Errorf("after a failure the change is pending still: %+v", s)
+		}
+		time.Sleep(2 * time.Second)
+		goOn <- nil
+		synctest.Wait()
+		if s := l.Status(); s.Pending || !s.Since.IsZero() || s.Problem(time.Now()) != "" {
+			t.Errorf("all is in force: %+v", s)
+		}
+	})
+}
+
+func TestKickCutsALongBackOffShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var calls atomic.Int32
+		var cured atomic.Bool
+		l := New(Config{Name: "x", Log: quiet, Step: func(context.Context) (Outcome, error) {
+			calls.Add(1)
+			if !cured.Load() {
+				return Outcome{}, errors.New("the node has no pod CIDRs")
+			}
+			return Outcome{}, nil
+		}})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go l.Run(ctx)
+		for l.Status().Steps < 12 { // pauses have grown to half a minute
+			time.Sleep(time.Second)
+		}
+		steps := calls.Load()
+		for range 5 {
+			l.Kick()
+			time.Sleep(kickPause / 10)
+		}
+		if n := calls.Load() - steps; n > 1 {
+			t.Errorf("%d steps in half a second: a failing kernel is hammered", n)
+		}
+		cured.Store(true)
+		l.Kick()
+		time.Sleep(2 * kickPause)
+		if s := l.Status(); s.Failing {
+			t.Errorf("the remedy came with a kick two seconds ago: %+v", s)
+		}
+	})
+}
+
+func TestLoopThatWaitsForOthersIsNotStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(Config{Name: "x", Log: quiet, Audit: 10 * time.Second, Step: func(context.Context) (Outcome, error) { return Outcome{}, nil }})
+		l.Kick()
+		time.Sleep(time.Hour)
+		if idle, stuck := l.Stuck(time.Now()); stuck {
+			t.Errorf("never started, and called stuck for %s: the agent would be restarted for ever", idle)
+		}
+	})
+}

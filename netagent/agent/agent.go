@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/braidnet/braid/internal/model"
@@ -27,6 +28,9 @@ type Agent struct {
 	overlay  *overlayLoop               // nil with overlay "none"
 	loops    []*reconcile.Loop          // in the order they are reported
 	byName   map[string]*reconcile.Loop // the same
+	told     atomic.Uint64              // newest revision whose changes the loops have been told of
+
+	warnPolicy sync.Once
 
 	mu       sync.Mutex
 	problems []status.Problem
@@ -40,11 +44,9 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	a := &Agent{cfg: cfg, log: cfg.Log.With("node", cfg.Node), store: model.NewStore(),
 		started: time.Now(), byName: map[string]*reconcile.Loop{}}
+	defer a.close()
 	if err := a.build(); err != nil {
 		return err
-	}
-	if a.overlay != nil {
-		defer a.overlay.Close()
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -93,7 +95,7 @@ func (a *Agent) build() error {
 			return err
 		}
 		a.services = s
-		a.addLoop("services", s.step, serviceAudit)
+		a.addLoop("services", s.step, blindAudit)
 	}
 	if a.cfg.CNIConfDir != "" {
 		a.addLoop("cni", a.cniStep, 10*time.Second)
@@ -105,7 +107,7 @@ func (a *Agent) build() error {
 }
 
 func (a *Agent) addLoop(name string, step reconcile.Step, audit time.Duration) {
-	l := reconcile.New(reconcile.Config{Name: name, Step: step, Audit: audit, Revision: a.store.Rev, Log: a.log})
+	l := reconcile.New(reconcile.Config{Name: name, Step: step, Audit: audit, Revision: a.told.Load, Log: a.log})
 	a.loops = append(a.loops, l)
 	a.byName[name] = l
 }
@@ -120,10 +122,15 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 	case <-a.store.Synced():
 	}
 	a.log.Info("cluster state complete", "rev", a.store.Rev(), "took", time.Since(a.started).Round(time.Millisecond))
+	rev := a.store.Rev()
 	cancel := a.store.Subscribe(a.onChange)
 	defer cancel()
+	a.told.CompareAndSwap(0, rev) // a cluster with no objects left tells nothing
 	if a.overlay != nil {
 		wg.Go(func() { a.overlay.Watch(ctx, a.byName["overlay"].Kick) })
+	}
+	if a.services != nil {
+		wg.Go(func() { a.services.Watch(ctx, a.byName["services"].Kick) })
 	}
 	cni := a.byName["cni"]
 	for _, l := range a.loops {
@@ -147,13 +154,33 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 	<-ctx.Done()
 }
 
-// onChange is the store's subscriber: it marks what depends on the changes and returns.
+// close gives up what build opened. The kernel stays as it is.
+func (a *Agent) close() {
+	if a.overlay != nil {
+		if err := a.overlay.Close(); err != nil {
+			a.log.Warn("close the overlay's sockets", "err", err)
+		}
+	}
+	if a.services != nil {
+		a.services.close()
+	}
+}
+
+// onChange is the store's subscriber: it marks what depends on the changes and returns. A revision
+// counts as told only when all that it concerns are marked: who reads it before that must not take
+// the old state for the new one.
 func (a *Agent) onChange(rev uint64, changes []model.Change) {
+	defer a.told.Store(rev)
 	if a.services != nil {
 		a.services.planner.Apply(rev, changes)
 		if a.services.planner.Dirty() {
 			a.byName["services"].Kick()
 		}
+	}
+	if slices.ContainsFunc(changes, func(c model.Change) bool { return c.Kind == model.KindNetworkPolicy && c.Old == nil }) {
+		a.warnPolicy.Do(func() {
+			a.log.Warn("NetworkPolicy objects are read but NOT enforced by this release: pods are open to each other")
+		})
 	}
 	if !slices.ContainsFunc(changes, func(c model.Change) bool { return c.Kind == model.KindNode }) {
 		return
@@ -185,8 +212,21 @@ func (a *Agent) runSource(ctx context.Context) error {
 	return kube.Run(ctx, rest, a.store, kube.Options{Kinds: model.Kinds, Logger: a.log, Problems: a.setProblems})
 }
 
+// fullReport is the report with what services ask for and do not get, which costs a walk over all of
+// them: for people, not for every scrape.
+func (a *Agent) fullReport() status.Report {
+	r := a.report()
+	for i := range r.Subsystems {
+		if s := &r.Subsystems[i]; s.Name == "services" {
+			s.Notes = append(s.Notes, a.services.notes()...)
+		}
+	}
+	return r
+}
+
 // report gathers the agent's state.
 func (a *Agent) report() status.Report {
+	told := a.told.Load() // before the loops are asked: what comes later must not count as programmed
 	r := status.Report{Node: a.cfg.Node, Version: a.cfg.Version, Started: a.started, Source: a.cfg.source(),
 		Synced: a.store.HasSynced(), Revision: a.store.Rev(), Objects: map[string]int{},
 		Policies: a.store.Len(model.KindNetworkPolicy)}
@@ -196,10 +236,7 @@ func (a *Agent) report() status.Report {
 	for _, l := range a.loops {
 		s := l.Status()
 		if s.Ready && !s.Failing && !s.Pending {
-			s.Revision = r.Revision // nothing since then concerned it
-		}
-		if s.Name == "services" {
-			s.Notes = append(s.Notes, a.services.notes()...)
+			s.Revision = max(s.Revision, told) // nothing since then concerned it
 		}
 		r.Subsystems = append(r.Subsystems, s)
 	}

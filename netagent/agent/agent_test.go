@@ -10,10 +10,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/internal/reconcile"
 	"github.com/braidnet/braid/netagent/status"
 )
 
@@ -183,5 +186,90 @@ func TestValidate(t *testing.T) {
 		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
+	}
+}
+
+func TestNodeThatAppearsLateIsTakenUpAtOnceAndItsChangeFollowed(t *testing.T) {
+	manifests := t.TempDir()
+	cfg, stop := start(t, manifests)
+	defer stop()
+	path := filepath.Join(cfg.CNIConfDir, Conflist)
+	// Long enough that pauses between attempts are longer than ask waits.
+	ask(t, cfg, "some failed attempts", func(r status.Report) bool { return len(r.Subsystems) == 1 && r.Subsystems[0].Errors >= 6 })
+	node := filepath.Join(manifests, "node.yaml")
+	write(t, node, nodeYAML)
+	ask(t, cfg, "the late node", func(r status.Report) bool { return r.OK() })
+	write(t, node, strings.Replace(nodeYAML, "10.244.1.0/24", "10.244.7.0/24", 1))
+	r := ask(t, cfg, "the new pod CIDR", func(r status.Report) bool {
+		return strings.Contains(r.Subsystems[0].Summary, "10.244.7.0/24") && r.Subsystems[0].Revision == r.Revision
+	})
+	if data, err := os.ReadFile(path); err != nil || !strings.Contains(string(data), "10.244.7.0/24") || strings.Contains(string(data), "10.244.1.0/24") {
+		t.Errorf("status is %+v and the conflist %s (%v)", r.Subsystems, data, err)
+	}
+	if err := os.Remove(node); err != nil {
+		t.Fatal(err)
+	}
+	ask(t, cfg, "the missing node", func(r status.Report) bool { return r.Subsystems[0].Failing })
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("a node that is gone from the cluster for a moment must not lose its pods' configuration: %v", err)
+	}
+}
+
+// TestRevisionIsNotClaimedBeforeItsChangesAreTold: the store counts a batch before its subscribers
+// have seen it.
+func TestRevisionIsNotClaimedBeforeItsChangesAreTold(t *testing.T) {
+	a := &Agent{store: model.NewStore(), byName: map[string]*reconcile.Loop{}, log: slog.New(slog.DiscardHandler)}
+	a.addLoop("cni", func(context.Context) (reconcile.Outcome, error) { return reconcile.Outcome{}, nil }, 0)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go a.loops[0].Run(ctx)
+	<-a.loops[0].Ready()
+	node := model.Origin{Ref: model.Ref{Kind: model.KindNode, Key: model.Key{Name: "n1"}}}
+	a.store.Subscribe(func(rev uint64, changes []model.Change) {
+		if got := a.report().Subsystems[0].Revision; got != 0 {
+			t.Errorf("revision %d is called programmed before anybody heard of it", got)
+		}
+		a.onChange(rev, changes)
+	})
+	a.store.Apply([]model.Update{model.Set(&model.Node{Origin: node})})
+	for r := a.report(); r.Subsystems[0].Revision != 1; r = a.report() {
+		if s := r.Subsystems[0]; !s.Pending {
+			t.Fatalf("neither pending nor programmed: %+v", s)
+		}
+		runtime.Gosched()
+	}
+}
+
+func TestCleanupRefusesFoldersItCannotMean(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.MkdirAll("networks/braid", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := Cleanup(t.Context(), Config{RunDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}); err == nil || len(removed) > 0 {
+		t.Errorf("an empty state-dir is the working folder: removed %v, %v", removed, err)
+	}
+	if _, err := os.Stat("networks/braid"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A policy that is not enforced must be impossible to overlook.
+func TestUnenforcedPolicyIsLoud(t *testing.T) {
+	manifests := t.TempDir()
+	write(t, filepath.Join(manifests, "node.yaml"), nodeYAML+`---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: deny}
+spec: {podSelector: {}}
+`)
+	cfg, stop := start(t, manifests)
+	defer stop()
+	r := ask(t, cfg, "the policy", func(r status.Report) bool { return r.OK() && r.Policies == 1 })
+	var text strings.Builder
+	if err := r.Text(&text, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(text.String(), "WARNING: 1 NetworkPolicy objects are read but NOT enforced") {
+		t.Errorf("status does not warn:\n%s", text.String())
 	}
 }

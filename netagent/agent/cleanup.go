@@ -17,11 +17,21 @@ func Cleanup(ctx context.Context, c Config) (removed []string, err error) {
 		conn.Close()
 		return nil, fmt.Errorf("an agent is running (%s answers) and would put everything back: stop it first", c.Socket())
 	}
+	if !filepath.IsAbs(c.RunDir) || !filepath.IsAbs(c.StateDir) {
+		return nil, fmt.Errorf("run-dir and state-dir must be absolute paths, not %q and %q: nothing was removed", c.RunDir, c.StateDir)
+	}
 	var errs []error
 	// First the configuration, so that no runtime makes a pod while the rest goes.
-	removed, errs = removeFiles(removed, errs, filepath.Join(c.CNIConfDir, Conflist), c.Socket(), filepath.Join(c.StateDir, "networks", "braid"))
+	files := []string{c.Socket(), filepath.Join(c.StateDir, "networks", "braid")}
+	if c.CNIConfDir != "" {
+		files = append([]string{filepath.Join(c.CNIConfDir, Conflist)}, files...)
+	}
+	removed, errs = removeFiles(removed, errs, files...)
 	for _, d := range dataplanes {
 		dp, err := d.new(c.Log)
+		if errors.Is(err, os.ErrPermission) {
+			errs = append(errs, fmt.Errorf("%s: %w: run this as root", d.mode, err))
+		}
 		if err != nil {
 			continue // this mode cannot work here, so nothing of it can be here
 		}

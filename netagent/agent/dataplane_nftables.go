@@ -60,6 +60,9 @@ func haveIPv6() bool {
 	return err == nil
 }
 
+// Close ends the connection to the kernel; the tables stay.
+func (p *nftablesPlane) Close() { p.conn.Close() }
+
 // Name implements service.Dataplane.
 func (p *nftablesPlane) Name() string { return "nftables" }
 

@@ -31,7 +31,11 @@ func listenSocket(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l, os.Chmod(path, 0o600)
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
 }
 
 // listenHTTP opens the health and metrics port with a message that helps.
@@ -57,7 +61,7 @@ func (a *Agent) adminHandler() http.Handler {
 	m := http.NewServeMux()
 	m.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		r := a.report()
+		r := a.fullReport()
 		_ = r.JSON(w)
 	})
 	return m
@@ -96,11 +100,9 @@ func (a *Agent) notReady() (why []string) {
 		return []string{"waiting for the first full state from " + a.cfg.source()}
 	}
 	for _, l := range a.loops {
-		switch s := l.Status(); {
-		case s.Failing:
-			why = append(why, s.Name+": "+s.Error)
-		case !s.Ready:
-			why = append(why, s.Name+": not programmed yet")
+		s := l.Status()
+		if p := s.Problem(time.Now()); p != "" {
+			why = append(why, s.Name+": "+p)
 		}
 	}
 	return why

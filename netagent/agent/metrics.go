@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -11,7 +13,7 @@ import (
 type collector struct{ a *Agent }
 
 var (
-	descUp       = prometheus.NewDesc("braid_subsystem_ready", "1 when the subsystem's newest known state is in the kernel.", []string{"subsystem"}, nil)
+	descUp       = prometheus.NewDesc("braid_subsystem_ready", "1 when the subsystem's newest known state is in the kernel, or for some seconds on its way there.", []string{"subsystem"}, nil)
 	descRevision = prometheus.NewDesc("braid_subsystem_revision", "Revision of the cluster state that the subsystem has programmed.", []string{"subsystem"}, nil)
 	descSteps    = prometheus.NewDesc("braid_sync_total", "Attempts to bring the kernel to the desired state.", []string{"subsystem"}, nil)
 	descErrors   = prometheus.NewDesc("braid_sync_errors_total", "Attempts that failed.", []string{"subsystem"}, nil)
@@ -33,7 +35,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
 	}
-	r := c.a.report()
+	r, now := c.a.report(), time.Now()
 	gauge(descStore, float64(r.Revision))
 	gauge(descProblems, float64(len(r.Problems)))
 	for _, k := range model.Kinds {
@@ -41,7 +43,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, s := range r.Subsystems {
 		ready := 0.0
-		if s.Ready && !s.Failing && !s.Pending {
+		if s.Problem(now) == "" {
 			ready = 1
 		}
 		gauge(descUp, ready, s.Name)

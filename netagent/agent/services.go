@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/braidnet/braid/internal/reconcile"
@@ -11,7 +13,8 @@ import (
 )
 
 // services keeps the kernel's service rules equal to the frontend table: whole once (adopting what
-// an earlier run left), then only what changed, and whole again after an error and on each audit.
+// an earlier run left), then only what changed, and whole again after an error, when somebody else
+// changed rules, and on each audit.
 type services struct {
 	planner   *service.Planner
 	dataplane service.Dataplane
@@ -19,19 +22,50 @@ type services struct {
 
 	log *slog.Logger
 
-	whole    time.Time           // when the kernel was last compared as a whole; zero = must be next
-	backends map[service.Key]int // what is programmed
+	mu        sync.Mutex               // held over a step
+	rules     *ruleset                 // nil where changes by others cannot be seen
+	whole     time.Time                // when the kernel was last compared as a whole; zero = must be next
+	took      time.Duration            // how long that was
+	frontends map[service.Key]struct{} // what is programmed
 }
-
-// serviceAudit is how often the rules in the kernel are compared with what they should be.
-const serviceAudit = time.Minute
 
 func newServices(c Config) (*services, error) {
 	dp, others, err := chooseDataplane(c.ServiceMode, c.Log)
 	if err != nil {
 		return nil, err
 	}
-	return &services{planner: service.NewPlanner(service.Config{Node: c.Node}), dataplane: dp, others: others, log: c.Log}, nil
+	s := &services{planner: service.NewPlanner(service.Config{Node: c.Node}), dataplane: dp, others: others, log: c.Log}
+	if commits, seen := observed(dp); seen {
+		if s.rules, err = newRuleset(commits); err != nil {
+			s.close()
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// observed reports whether changes of a dataplane's rules raise the nftables generation, and how our
+// own are counted, if they are.
+func observed(dp service.Dataplane) (commits func() uint32, seen bool) {
+	switch dp := dp.(type) {
+	case *nftablesPlane:
+		return dp.conn.Commits, true
+	case *iptablesPlane:
+		return nil, !slices.ContainsFunc(dp.families, func(f *iptablesFamily) bool { return !f.tool.NFTables() })
+	}
+	return nil, false
+}
+
+// close gives up the sockets. The kernel stays as it is.
+func (s *services) close() {
+	for _, dp := range append(s.others, s.dataplane) {
+		if c, ok := dp.(interface{ Close() }); ok {
+			c.Close()
+		}
+	}
+	if s.rules != nil {
+		s.rules.conn.Close()
+	}
 }
 
 // dataplanes lists the constructors in the order `auto` prefers them.
@@ -67,20 +101,34 @@ func chooseDataplane(mode string, log *slog.Logger) (chosen service.Dataplane, o
 }
 
 func (s *services) step(context.Context) (reconcile.Outcome, error) {
-	if time.Since(s.whole) >= serviceAudit {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rules != nil {
+		s.rules.look()
+	}
+	if s.whole.IsZero() || s.suspect(time.Now()) {
 		return s.replace()
 	}
-	return s.apply()
+	// The change first: it must not wait for an audit.
+	out, err := s.apply()
+	if err != nil || !s.auditDue(time.Now()) {
+		return out, err
+	}
+	return s.replace()
 }
 
 func (s *services) replace() (reconcile.Outcome, error) {
-	first := s.whole.IsZero()
+	first, begin := s.whole.IsZero(), time.Now()
 	s.whole = time.Time{}
 	s.planner.Flush() // what All returns includes everything that was dirty
 	all, net := s.planner.All()
+	if s.rules != nil {
+		s.rules.trust() // what others change from here on may have been read or not
+	}
 	if err := s.dataplane.Replace(all, net); err != nil {
 		return reconcile.Outcome{}, err
 	}
+	s.settle(true)
 	if first { // ours is in force: what another mode left would translate twice
 		for _, o := range s.others {
 			removed, err := o.Cleanup()
@@ -91,11 +139,13 @@ func (s *services) replace() (reconcile.Outcome, error) {
 				s.log.Info("removed what another service mode left", "removed", r)
 			}
 		}
+		s.settle(false)
 	}
 	s.whole = time.Now()
-	s.backends = make(map[service.Key]int, len(all))
+	s.took = s.whole.Sub(begin)
+	s.frontends = make(map[service.Key]struct{}, len(all))
 	for i := range all {
-		s.backends[all[i].Key] = len(all[i].Backends)
+		s.frontends[all[i].Key] = struct{}{}
 	}
 	return s.outcome(), nil
 }
@@ -107,18 +157,32 @@ func (s *services) apply() (reconcile.Outcome, error) {
 			s.whole = time.Time{}
 			return reconcile.Outcome{}, err
 		}
+		s.settle(true)
 	}
 	for _, k := range d.Delete {
-		delete(s.backends, k)
+		delete(s.frontends, k)
 	}
 	for i := range d.Set {
-		s.backends[d.Set[i].Key] = len(d.Set[i].Backends)
+		s.frontends[d.Set[i].Key] = struct{}{}
 	}
 	return s.outcome(), nil
 }
 
+// settle looks at the generation after a write of ours. One that is not counted must not look like
+// somebody else's; what others did during it, the next audit sees.
+func (s *services) settle(counted bool) {
+	if s.rules == nil {
+		return
+	}
+	foreign := s.rules.foreign
+	s.rules.look()
+	if !counted || s.rules.commits == nil {
+		s.rules.foreign = foreign
+	}
+}
+
 func (s *services) outcome() reconcile.Outcome {
-	return reconcile.Outcome{Summary: fmt.Sprintf("%s: %d frontends", s.dataplane.Name(), len(s.backends))}
+	return reconcile.Outcome{Summary: fmt.Sprintf("%s: %d frontends", s.dataplane.Name(), len(s.frontends))}
 }
 
 // notes lists what services ask for and this release does not do.

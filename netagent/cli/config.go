@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"regexp"
 	"strings"
@@ -12,32 +14,47 @@ import (
 )
 
 // loadConfig sets every flag that the YAML file names and the command line did not. All problems
-// are reported, each with file:line.
-func loadConfig(file string, flags *pflag.FlagSet) error {
+// are reported, each with file:line. check then sees the settings as a whole; an error of it that
+// begins with the name of a setting from the file gets that one's line.
+func loadConfig(file string, flags *pflag.FlagSet, check func() error) error {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return fmt.Errorf("config: %w", err)
 	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(data, &doc); err != nil {
+	var doc, second yaml.Node
+	d := yaml.NewDecoder(bytes.NewReader(data))
+	if err := d.Decode(&doc); errors.Is(err, io.EOF) {
+		return check() // an empty file sets nothing
+	} else if err != nil {
 		return fmt.Errorf("%s:%s", file, lineFirst(err))
 	}
-	if len(doc.Content) == 0 {
-		return nil // an empty file sets nothing
+	if err := d.Decode(&second); err == nil {
+		return fmt.Errorf("%s:%d: a second document: settings are one document", file, second.Line)
+	} else if !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%s:%s", file, lineFirst(err))
 	}
 	root := doc.Content[0]
 	if root.Kind != yaml.MappingNode {
 		return fmt.Errorf("%s:%d: expected `name: value` pairs such as `overlay: vxlan`", file, root.Line)
 	}
 	var errs []error
-	seen := map[string]int{}
+	seen := map[string]int{} // line of each setting that is taken from the file
 	for i := 0; i+1 < len(root.Content); i += 2 {
 		key, val := root.Content[i], root.Content[i+1]
 		if err := setFlag(flags, seen, key, val); err != nil {
 			errs = append(errs, fmt.Errorf("%s:%d: %w", file, key.Line, err))
 		}
 	}
-	return errors.Join(errs...)
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	err = check()
+	if err != nil {
+		if name, _, _ := strings.Cut(err.Error(), ":"); seen[name] > 0 {
+			return fmt.Errorf("%s:%d: %w", file, seen[name], err)
+		}
+	}
+	return err
 }
 
 func setFlag(flags *pflag.FlagSet, seen map[string]int, key, val *yaml.Node) error {

@@ -13,6 +13,11 @@ import (
 
 func TestLoadConfig(t *testing.T) {
 	for _, tc := range []struct{ name, yaml, args, wantErr, wantNode, wantOverlay string }{
+		{"value out of range", "node: n7\noverlay: vxlam\n", "", `c.yaml:2: overlay: unknown backend "vxlam"`, "", ""},
+		{"fault on the command line", "node: n7\noverlay: vxlan\n", "--vni=0", `vni: 0 is out of range`, "", ""},
+		{"second document", "node: n7\n---\noverlay: host-gw\n", "", "c.yaml:2: a second document", "", ""},
+		{"broken second document", "node: n7\n---\n\tx\n", "", "c.yaml:3: ", "", ""},
+		{"end mark", "node: n7\n...\n", "", "", "n7", "vxlan"},
 		{"sets what it names", "node: n7\noverlay: host-gw\n", "", "", "n7", "host-gw"},
 		{"the command line wins", "node: n7\n", "--node=n8", "", "n8", "vxlan"},
 		{"empty file", "# nothing\n", "", "", "", "vxlan"},
@@ -29,13 +34,19 @@ func TestLoadConfig(t *testing.T) {
 			if err := os.WriteFile(file, []byte(tc.yaml), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			cfg := agent.Config{Overlay: "vxlan"}
+			cfg := agent.DefaultConfig()
+			cfg.Node = ""
 			flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
 			runFlags(flags, &cfg)
 			if err := flags.Parse(strings.Fields(tc.args)); err != nil {
 				t.Fatal(err)
 			}
-			err := loadConfig(file, flags)
+			err := loadConfig(file, flags, func() error {
+				if cfg.Node == "" {
+					return nil // most of the files here are about other settings
+				}
+				return cfg.Validate()
+			})
 			if tc.wantErr != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.wantErr) {
 					t.Fatalf("error %v, want one with %q", err, tc.wantErr)

@@ -37,7 +37,7 @@ and keeps them right. SIGTERM (and a crash) leave the kernel as it is; 'netagent
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if file != "" {
-				if err := loadConfig(file, c.Flags()); err != nil {
+				if err := loadConfig(file, c.Flags(), cfg.Validate); err != nil {
 					return errUsage{err}
 				}
 			}

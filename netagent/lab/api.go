@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 
@@ -151,7 +152,7 @@ func (d *daemon) kill(r killRequest) error {
 			}
 			return d.programs[i].signal(sig)
 		}
-		return fmt.Errorf("no such target %q: use node/NODE/netagent, node/NODE/coredns or pod/NAME", r.Target)
+		return fmt.Errorf("no such target %q: use node/NODE/netagent, node/NODE/coredns or the name of a pod", r.Target)
 	})
 }
 
@@ -191,6 +192,9 @@ func (c *client) do(ctx context.Context, method, path string, body any) (*http.R
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
+		}
+		if errors.Is(err, os.ErrPermission) {
+			return nil, fmt.Errorf("lab %s belongs to root: run this with sudo", c.lab)
 		}
 		return nil, fmt.Errorf("lab %s: its daemon does not answer (%w): see %s, or remove it with `netagent lab down --name %[1]s`",
 			c.lab, errors.Unwrap(err), paths{c.lab}.daemonLog())

@@ -210,7 +210,12 @@ func execCommand() *cobra.Command {
 	var namespace *string
 	c := verb("exec [-n NAMESPACE] POD|node/NODE|outside -- COMMAND…", "run a command in a pod's network, with its resolv.conf",
 		"  netagent lab exec web-0 -- dig +search kube-dns.kube-system\n  netagent lab exec node/n1 -- nft list ruleset\n  netagent lab exec outside -- curl 192.168.77.11:30080",
-		cobra.MinimumNArgs(2),
+		func(_ *cobra.Command, args []string) error {
+			if len(args) < 2 {
+				return errors.New("say where and what to run, as in: netagent lab exec web-0 -- hostname")
+			}
+			return nil
+		},
 		func(_ *cobra.Command, name string, args []string) error {
 			return execIn(name, *namespace, args[0], args[1:])
 		})
@@ -252,12 +257,13 @@ func sendFiles(c *cobra.Command, name, path string, args []string) error {
 func killCommand() *cobra.Command {
 	var signal string
 	var namespace *string
-	c := verb("kill TARGET", "end a program of a node or a pod; the playground starts it again as Kubernetes would",
-		"  netagent lab kill node/n1/netagent\n  netagent lab kill node/n2/coredns --signal TERM\n  netagent lab kill -n shop pod/web-0", cobra.ExactArgs(1),
+	c := verb("kill [-n NAMESPACE] POD|node/NODE/netagent|node/NODE/coredns", "end a program of a node or a pod; the playground starts it again as Kubernetes would",
+		"  netagent lab kill node/n1/netagent\n  netagent lab kill node/n2/coredns --signal TERM\n  netagent lab kill -n shop db-0", cobra.ExactArgs(1),
 		func(c *cobra.Command, name string, args []string) error {
 			target := args[0]
-			if pod, ok := strings.CutPrefix(target, "pod/"); ok && !strings.Contains(pod, "/") {
-				target = "pod/" + *namespace + "/" + pod
+			if !strings.HasPrefix(target, "node/") {
+				ns, pod := podTarget(*namespace, target)
+				target = "pod/" + ns + "/" + pod
 			}
 			return request(c, name, "POST", "/kill", killRequest{Target: target, Signal: signal}, &struct{}{})
 		})
@@ -273,10 +279,7 @@ func readyCommand() *cobra.Command {
 			if args[1] != "true" && args[1] != "false" {
 				return usage(c, fmt.Errorf("%q: say true or false", args[1]))
 			}
-			ns, pod := *namespace, strings.TrimPrefix(args[0], "pod/")
-			if before, after, ok := strings.Cut(pod, "/"); ok {
-				ns, pod = before, after
-			}
+			ns, pod := podTarget(*namespace, args[0])
 			return request(c, name, "POST", "/ready", readyRequest{Namespace: ns, Name: pod, Ready: args[1] == "true"}, &struct{}{})
 		})
 	namespace = namespaceFlag(c)

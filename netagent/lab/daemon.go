@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -23,6 +22,10 @@ import (
 
 // readyFD is the descriptor over which the daemon tells `up` that its socket answers.
 const readyFD = 3
+
+// podGrace is how long a deleted pod serves on while the nodes learn of its end. They need some ten
+// milliseconds on an idle machine; this leaves room for a busy one.
+const podGrace = 2 * time.Second
 
 // daemon keeps one lab running.
 type daemon struct {
@@ -157,15 +160,14 @@ func (d *daemon) startCluster(ctx context.Context) error {
 	for _, n := range d.o.nodes() {
 		nodes = append(nodes, n.object(d.o.Created))
 	}
-	var cidrs []netip.Prefix
-	var dnsIPs []netip.Addr
-	for _, f := range d.o.families() {
-		cidrs, dnsIPs = append(cidrs, f.serviceCIDR), append(dnsIPs, f.dns)
-	}
 	pods := newPodRuntime(d)
-	ctl, err := cluster.New(cluster.Config{
-		StateDir: d.p.cluster(), Nodes: nodes, ServiceCIDRs: cidrs, DNSIPs: dnsIPs, Runtime: pods, Logger: d.log,
-	})
+	cfg := cluster.Config{StateDir: d.p.cluster(), Nodes: nodes, Runtime: pods, Logger: d.log, Grace: podGrace}
+	for _, f := range d.o.families() {
+		cfg.ServiceCIDRs = append(cfg.ServiceCIDRs, f.serviceCIDR)
+		cfg.BalancerCIDRs = append(cfg.BalancerCIDRs, f.balancers)
+		cfg.DNSIPs = append(cfg.DNSIPs, f.dns)
+	}
+	ctl, err := cluster.New(cfg)
 	if err != nil {
 		return err
 	}

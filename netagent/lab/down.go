@@ -148,6 +148,10 @@ func lastLines(path string, n int) []string {
 		_, _ = f.Seek(0, io.SeekStart)
 	}
 	data, _ := io.ReadAll(f)
-	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	text := strings.TrimSpace(string(data))
+	if text == "" {
+		return nil
+	}
+	lines := strings.Split(text, "\n")
 	return lines[max(0, len(lines)-n):]
 }

@@ -64,15 +64,30 @@ func (e *entry) mounts() error {
 	if err := dropHandles(); err != nil {
 		return err
 	}
-	// /sys/class/net shows the namespace its mount was made in. Where /sys cannot be mounted
-	// (some containers) the caller's stays: nothing of the lab reads it.
-	_ = unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, "")
+	ownSys()
 	for file, at := range e.binds {
 		if err := showAt(file, at); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// ownSys makes /sys/class/net show the links of the namespace: a sysfs shows those of the namespace
+// it was mounted in. The machine's control groups stay in sight, to be read only, since programs
+// read from them how many processors they have. Where a mount is not allowed (some containers) the
+// caller's /sys stays: nothing of the lab reads it.
+func ownSys() {
+	const cgroups = "/sys/fs/cgroup"
+	tree, treeErr := unix.OpenTree(unix.AT_FDCWD, cgroups, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if treeErr == nil {
+		defer unix.Close(tree)
+		_ = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	}
+	err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, "")
+	if err == nil && treeErr == nil {
+		_ = unix.MoveMount(tree, "", unix.AT_FDCWD, cgroups, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	}
 }
 
 // showAt makes path at show a file. Where the machine's path leads nowhere (a link to a resolver

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 )
@@ -56,11 +57,32 @@ func execIn(lab, namespace, target string, argv []string) error {
 		return fmt.Errorf("lab %s: %w", lab, err)
 	}
 	// The programs of the lab come first, so that `netagent status` on a node is that of the lab.
-	if err := os.Setenv("PATH", o.BinDir+string(os.PathListSeparator)+os.Getenv("PATH")); err != nil {
+	if err := extendPath(o.BinDir); err != nil {
 		return err
 	}
 	e.argv, e.env = argv, append(os.Environ(), e.env...)
 	return e.enter()
+}
+
+// extendPath puts folders before those of $PATH, and behind them the folders of administration tools,
+// which a plain `su` leaves out on Debian.
+func extendPath(first ...string) error {
+	dirs := append(first, filepath.SplitList(os.Getenv("PATH"))...)
+	for _, sbin := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} {
+		if !slices.Contains(dirs, sbin) {
+			dirs = append(dirs, sbin)
+		}
+	}
+	return os.Setenv("PATH", strings.Join(dirs, string(os.PathListSeparator)))
+}
+
+// podTarget reads how a person names a pod: POD, pod/POD, NAMESPACE/POD or pod/NAMESPACE/POD.
+func podTarget(namespace, target string) (ns, name string) {
+	target = strings.TrimPrefix(target, "pod/")
+	if before, after, ok := strings.Cut(target, "/"); ok {
+		return before, after
+	}
+	return namespace, target
 }
 
 // entryOf finds a target's namespaces and files.
@@ -78,11 +100,8 @@ func (o *Options) entryOf(namespace, target string) (*entry, error) {
 			}
 		}
 		return nil, fmt.Errorf("no node %q: it has n1 to n%d", rest, o.Nodes)
-	case slash && kind != "pod":
-		namespace, target = kind, rest
-	case slash:
-		target = rest
 	}
+	namespace, target = podTarget(namespace, target)
 	dir := p.pod(namespace, target)
 	s, err := loadSandbox(dir)
 	if errors.Is(err, os.ErrNotExist) {

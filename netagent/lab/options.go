@@ -113,20 +113,23 @@ type family struct {
 	outside     netip.Addr   // a host of the outside world
 	dns         netip.Addr   // ClusterIP of kube-dns
 	serviceCIDR netip.Prefix
-	pods        string // fmt of a node's pod CIDR, given the node's number
-	node        string // fmt of a node's address, given the node's number + 10
+	balancers   netip.Prefix // load-balancer addresses: the outside world sends them to the nodes
+	pods        string       // fmt of a node's pod CIDR, given the node's number
+	node        string       // fmt of a node's address, given the node's number + 10
 }
 
 var (
 	ipv4 = family{
 		ip: "IPv4", underlay: netip.MustParsePrefix("192.168.77.0/24"), gateway: netip.MustParseAddr("192.168.77.1"),
 		outside: netip.MustParseAddr("203.0.113.10"), dns: netip.MustParseAddr("10.96.0.10"),
-		serviceCIDR: netip.MustParsePrefix("10.96.0.0/16"), pods: "10.244.%d.0/24", node: "192.168.77.%d",
+		serviceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
+		balancers:   netip.MustParsePrefix("198.51.100.0/24"), pods: "10.244.%d.0/24", node: "192.168.77.%d",
 	}
 	ipv6 = family{
 		ip: "IPv6", underlay: netip.MustParsePrefix("fd77::/64"), gateway: netip.MustParseAddr("fd77::1"),
 		outside: netip.MustParseAddr("2001:db8:99::10"), dns: netip.MustParseAddr("fd00:10:96::a"),
-		serviceCIDR: netip.MustParsePrefix("fd00:10:96::/112"), pods: "fd00:10:244:%d::/64", node: "fd77::%d",
+		serviceCIDR: netip.MustParsePrefix("fd00:10:96::/112"),
+		balancers:   netip.MustParsePrefix("2001:db8:51::/112"), pods: "fd00:10:244:%d::/64", node: "fd77::%d",
 	}
 )
 

@@ -37,6 +37,7 @@ type Status struct {
 	Nodes       []NodeStatus `json:"nodes"`
 	PodsReady   int          `json:"podsReady"`
 	Pods        int          `json:"pods"`
+	PodsEnding  int          `json:"podsEnding"` // deleted and still serving; not among Pods
 	// Waiting names pods that are not ready, with the reason where one is known.
 	Waiting []string `json:"waiting,omitempty"`
 	// Notes and Problems are what the manifests of `up` gave rise to; each problem is a document
@@ -62,12 +63,16 @@ func (n *NodeStatus) ready() bool { return n.Agent.Ready && n.DNS.Ready }
 
 // addCluster fills in what the control plane knows.
 func (s *Status) addCluster(ctl *cluster.Controller) {
-	pods := ctl.Pods()
 	if s.Phase == PhaseUp {
 		s.Pods = 0 // all that are to be have been made: only those there are count
 	}
-	s.Pods = max(s.Pods, len(pods))
-	for _, p := range pods {
+	there := 0
+	for _, p := range ctl.Pods() {
+		if p.Phase == cluster.Terminating && p.Error == "" {
+			s.PodsEnding++
+			continue
+		}
+		there++
 		if p.Ready {
 			s.PodsReady++
 			continue
@@ -78,6 +83,7 @@ func (s *Status) addCluster(ctl *cluster.Controller) {
 		}
 		s.Waiting = append(s.Waiting, strings.TrimSuffix(fmt.Sprintf("%s/%s on node %s is %s: %s", p.Namespace, p.Name, p.Node, p.Phase, strings.ReplaceAll(why, "\n", "; ")), ": "))
 	}
+	s.Pods = max(s.Pods, there)
 }
 
 // text prints the status for people.
@@ -87,7 +93,11 @@ func (s *Status) text(w io.Writer, now time.Time) error {
 	if s.Error != "" {
 		fmt.Fprintf(w, "error: %s\n", s.Error)
 	}
-	fmt.Fprintf(w, "pods %d/%d ready, services %d\nfiles and logs: %s\n\n", s.PodsReady, s.Pods, s.Services, s.Dir)
+	ending := ""
+	if s.PodsEnding > 0 {
+		ending = fmt.Sprintf(", %d ending", s.PodsEnding)
+	}
+	fmt.Fprintf(w, "pods %d/%d ready%s, services %d\nfiles and logs: %s\n\n", s.PodsReady, s.Pods, ending, s.Services, s.Dir)
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "NODE\tADDRESSES\tPOD CIDRS\tAGENT\tDNS\tPODS")
 	for _, n := range s.Nodes {

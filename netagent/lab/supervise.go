@@ -87,8 +87,12 @@ func (p *program) run(ctx context.Context) {
 			backOff = firstBackOff
 		}
 		p.logger.Warn("program ended, starting it again", "program", p.String(), "err", err, "in", backOff, "log", p.log)
+		why := fmt.Sprintf("ended: %v", err)
+		if last := lastLines(p.log, 1); len(last) > 0 {
+			why += ", its last words: " + last[0]
+		}
 		p.set(func() {
-			p.cmd, p.ready, p.since, p.why = nil, false, time.Now(), fmt.Sprintf("ended: %v", err)
+			p.cmd, p.ready, p.since, p.why = nil, false, time.Now(), why
 			p.restarts++
 		})
 		select {

@@ -35,6 +35,9 @@ func buildTopology(o *Options) error {
 			return fmt.Errorf("node %s: %w", n.name, err)
 		}
 	}
+	if err := outside.balance(o, bridge); err != nil {
+		return fmt.Errorf("underlay: %w", err)
+	}
 	return nil
 }
 
@@ -127,6 +130,21 @@ func (s *space) bridge(fams []family) (netlink.Link, error) {
 		return nil, fmt.Errorf("find bridge: %w", err)
 	}
 	return link, nil
+}
+
+// balance plays the load balancer of a cloud: what the outside sends to a load-balancer address goes
+// to one of the nodes, chosen per connection.
+func (s *space) balance(o *Options, bridge netlink.Link) error {
+	for i, f := range o.families() {
+		r := &netlink.Route{Dst: ipNet(f.balancers)}
+		for _, n := range o.nodes() {
+			r.MultiPath = append(r.MultiPath, &netlink.NexthopInfo{LinkIndex: bridge.Attrs().Index, Gw: n.ips[i].AsSlice()})
+		}
+		if err := s.nl.RouteAdd(r); err != nil {
+			return fmt.Errorf("add route of load-balancer addresses %s: %w", f.balancers, err)
+		}
+	}
+	return nil
 }
 
 // buildNode makes one node's namespace. Its veth pair is created inside the namespaces, so that no

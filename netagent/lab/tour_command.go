@@ -19,22 +19,24 @@ import (
 )
 
 func tourCommand() *cobra.Command {
-	name := defaultName
-	c := &cobra.Command{
-		Use:   "tour",
-		Short: "ask the playground everything with dig, curl and nc, and judge the answers",
-		Long: `Asks from the pods, through the same tools a user has, and compares each answer with what the cluster's
-objects say it must be. Exit code 1 when an answer is wrong. It changes nothing.`,
-		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return runTour(c.Context(), name, c.OutOrStdout()) },
-	}
-	c.Flags().StringVar(&name, "name", name, "name of the playground")
+	c := verb("tour", "ask the playground everything with dig, curl and nc, and judge the answers", "", cobra.NoArgs,
+		func(c *cobra.Command, name string, _ []string) error {
+			return runTour(c.Context(), name, c.OutOrStdout())
+		})
+	c.Long = `Asks from the pods, through the same tools a user has, and compares each answer with what the cluster's
+objects say it must be. Exit code 1 when an answer is wrong. It changes nothing.`
 	return c
 }
 
 func runTour(ctx context.Context, name string, out io.Writer) error {
 	o, err := loadOptions(name)
 	if err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("lab tour needs root to ask from the pods: run it with sudo")
+	}
+	if err := sayTroubles(ctx, name, out); err != nil {
 		return err
 	}
 	store, err := readCluster(ctx, o.paths().cluster())
@@ -44,6 +46,7 @@ func runTour(ctx context.Context, name string, out io.Writer) error {
 	cfg := tour.Config{Store: store, Out: out, Exec: o.ask, Outside: tour.Outside{Name: strings.TrimSuffix(outsideZone, ".")}}
 	for _, f := range o.families() {
 		cfg.Outside.Addrs = append(cfg.Outside.Addrs, f.outside.String())
+		cfg.Outside.Balancers = append(cfg.Outside.Balancers, f.balancers)
 	}
 	_, wrong, err := tour.Run(ctx, cfg)
 	if err != nil {
@@ -52,6 +55,22 @@ func runTour(ctx context.Context, name string, out io.Writer) error {
 	suggest(out, o, store)
 	if wrong > 0 {
 		return fmt.Errorf("%d answers were wrong: the logs of every program are in %s", wrong, o.paths().logs())
+	}
+	return nil
+}
+
+// sayTroubles names what is not ready before the tour meets it; without the daemon no pod would answer.
+func sayTroubles(ctx context.Context, name string, out io.Writer) error {
+	cl, err := newClient(name)
+	if err != nil {
+		return err
+	}
+	var s Status
+	if err := cl.call(ctx, "GET", "/status", nil, &s); err != nil {
+		return err
+	}
+	for _, line := range s.troubles() {
+		fmt.Fprintf(out, "not ready: %s\n", line)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
@@ -244,5 +245,52 @@ func TestProgressPrintsEachThingOnce(t *testing.T) {
 	const want = "  starting nodes\n  node n1: agent ready ()\n  starting pods\n  pods 1/2 ready\n"
 	if out.String() != want {
 		t.Errorf("printed:\n%swant:\n%s", out.String(), want)
+	}
+}
+
+func TestPodTargets(t *testing.T) {
+	for target, want := range map[string]string{
+		"web-0": "shop web-0", "pod/web-0": "shop web-0", "other/web-0": "other web-0", "pod/other/web-0": "other web-0",
+	} {
+		if ns, name := podTarget("shop", target); ns+" "+name != want {
+			t.Errorf("podTarget(%q) = %s %s, want %s", target, ns, name, want)
+		}
+	}
+}
+
+func TestPathHasAdministrationTools(t *testing.T) {
+	t.Setenv("PATH", "/usr/bin:/usr/sbin")
+	if err := extendPath("/lab/bin"); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := os.Getenv("PATH"), "/lab/bin:/usr/bin:/usr/sbin:/usr/local/sbin:/sbin"; got != want {
+		t.Errorf("PATH=%s, want %s", got, want)
+	}
+}
+
+func TestLastLines(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	for text, want := range map[string]string{"": "", "\n": "", "a": "a", "a\nb\nc\n": "b|c", strings.Repeat("x", 40<<10) + "\nend\n": "end"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got := lastLines(path, 2)
+		if len(text) > 100 {
+			got = got[1:] // a line cut short by the bound on what is read
+		}
+		if strings.Join(got, "|") != want {
+			t.Errorf("last lines of %.20q: %q, want %s", text, got, want)
+		}
+	}
+	if got := lastLines(path+".absent", 2); got != nil {
+		t.Errorf("last lines of no file: %q", got)
+	}
+}
+
+func TestStatusCountsEndingPodsApart(t *testing.T) {
+	var out bytes.Buffer
+	s := Status{Name: "x", Phase: PhaseUp, Pods: 2, PodsReady: 2, PodsEnding: 3}
+	if err := s.text(&out, time.Now()); err != nil || !strings.Contains(out.String(), "pods 2/2 ready, 3 ending, services 0") {
+		t.Errorf("%v\n%s", err, out.String())
 	}
 }

@@ -23,6 +23,9 @@ func up(ctx context.Context, o *Options, manifests []string, out io.Writer) erro
 	if err := o.validate(); err != nil {
 		return err
 	}
+	if err := extendPath(); err != nil { // the daemon and its programs inherit it
+		return err
+	}
 	if err := preconditions(o); err != nil {
 		return err
 	}
@@ -89,21 +92,28 @@ func exists(path string) bool {
 }
 
 // prepare makes the lab's folder. Making the folder is also what keeps two labs from having one name.
-func prepare(o *Options, files []manifestFile) error {
+func prepare(o *Options, files []manifestFile) (err error) {
 	p := o.paths()
+	corefile, err := os.ReadFile(o.Corefile)
+	if err != nil {
+		return fmt.Errorf("lab %s: CoreDNS's configuration: %w", o.Name, err)
+	}
 	if err := os.MkdirAll(stateRoot, 0o755); err != nil {
 		return fmt.Errorf("lab %s: %w", o.Name, err)
 	}
-	err := os.Mkdir(p.dir(), 0o755)
+	err = os.Mkdir(p.dir(), 0o755)
+	if err == nil {
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, os.RemoveAll(p.dir()))
+			}
+		}()
+	}
 	spaces, nsErr := p.namespaces()
 	if os.IsExist(err) || len(spaces) > 0 {
 		return fmt.Errorf("lab %s is up already, or its remains are there: `netagent lab down --name %[1]s` removes it", o.Name)
 	}
 	if err := errors.Join(err, nsErr, makeDirs(p.logs(), p.manifests())); err != nil {
-		return fmt.Errorf("lab %s: %w", o.Name, err)
-	}
-	corefile, err := os.ReadFile(o.Corefile)
-	if err != nil {
 		return fmt.Errorf("lab %s: %w", o.Name, err)
 	}
 	if err := writeFile(p.corefile(), corefile); err != nil {

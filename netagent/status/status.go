@@ -33,13 +33,14 @@ type Problem struct {
 	Since time.Time `json:"since"`
 }
 
-// OK reports whether everything the agent knows is programmed.
+// OK reports whether everything the agent knows is programmed, or on its way there for no longer than
+// it should.
 func (r *Report) OK() bool {
 	if !r.Synced {
 		return false
 	}
 	for _, s := range r.Subsystems {
-		if !s.Ready || s.Failing {
+		if s.Problem(time.Now()) != "" {
 			return false
 		}
 	}
@@ -64,7 +65,7 @@ func (r *Report) Text(w io.Writer, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "SUBSYSTEM\tSTATE\tREVISION\tPROGRAMMED\tSYNCED\tLAST ERROR")
 	for _, s := range r.Subsystems {
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\n", s.Name, stateOf(s), s.Revision, orNone(s.Summary),
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\n", s.Name, stateOf(now, s), s.Revision, orNone(s.Summary),
 			ago(now, s.Synced), lastError(now, s))
 	}
 	if err := t.Flush(); err != nil {
@@ -84,12 +85,14 @@ func (r *Report) Text(w io.Writer, now time.Time) error {
 	return nil
 }
 
-func stateOf(s reconcile.Status) string {
+func stateOf(now time.Time, s reconcile.Status) string {
 	switch {
 	case s.Failing:
 		return "FAILING"
 	case !s.Ready:
 		return "starting"
+	case s.Problem(now) != "":
+		return "LATE"
 	case s.Pending:
 		return "applying"
 	}

@@ -3,6 +3,7 @@
 package scenario
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,9 +13,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// bin is the folder of the three binaries, built by `make build`.
+// bin is the folder of the three binaries, built by `make build`; $BRAID_BIN names another one.
 func bin(t testing.TB) string {
-	dir, err := filepath.Abs("../../bin")
+	dir, err := filepath.Abs(cmp.Or(os.Getenv("BRAID_BIN"), "../../bin"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,6 +66,7 @@ func TestScenarios(t *testing.T) {
 			e.Setenv("LAB", lab)
 			e.Setenv("DATA", data)
 			e.Setenv("EXAMPLES", examples)
+			e.Setenv("BIN", dir)
 			e.Setenv("PATH", dir+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 			e.Defer(func() { tearDown(t, dir, lab) })
 			return nil

@@ -28,7 +28,11 @@ var tables = []string{"nat", "filter"}
 // Tool is a working pair of restore and save programs.
 type Tool struct {
 	restore, save string
+	nftables      bool
 }
+
+// NFTables reports whether the tool keeps its rules in nftables, not in the kernel's older tables.
+func (t *Tool) NFTables() bool { return t.nftables }
 
 // Variants of the tools, best first. Plain names come after the explicit nftables ones, since an
 // administrator may have pointed them at legacy, and rules in both kernels' tables at once are
@@ -75,7 +79,11 @@ func lookup(name string) (*Tool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s-save: %w", name, errors.Unwrap(err))
 	}
-	return &Tool{restore: restore, save: save}, nil
+	version, _, err := run(nil, restore, "--version") // "iptables-restore v1.8.11 (nf_tables)"
+	if err != nil {
+		return nil, fmt.Errorf("%s --version: %w", restore, err)
+	}
+	return &Tool{restore: restore, save: save, nftables: bytes.Contains(version, []byte("(nf_tables)"))}, nil
 }
 
 // String returns the path of the restore program.

@@ -29,6 +29,7 @@ type Conn struct {
 	limit    int // transactionLimit; smaller in tests
 	sendSize int // what the socket's send buffer was made to hold
 	written  uint64
+	commits  uint32
 	buf      []byte
 }
 
@@ -74,6 +75,9 @@ func (c *Conn) Close() { _ = unix.Close(c.fd) }
 // Written counts the messages sent to change something since Open.
 func (c *Conn) Written() uint64 { return c.written }
 
+// Commits counts the transactions that changed something since Open. Each raises Generation by one.
+func (c *Conn) Commits() uint32 { return c.commits }
+
 // Apply carries out ops in order, in one transaction or, when they are very many, in several: never
 // cut before an operation with Join set. A transaction that fails changes nothing; the ones before
 // it stay.
@@ -88,6 +92,7 @@ func (c *Conn) Apply(ops []desired.NFTOp) error {
 			return err
 		}
 		c.written += uint64(len(t.messages))
+		c.commits++
 		ops = ops[n:]
 	}
 	return nil

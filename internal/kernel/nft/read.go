@@ -34,7 +34,7 @@ func (c *Conn) Read(family desired.NFTFamily, table string) (*desired.NFTContent
 // consistent lists a table and returns errChanged with it when the ruleset changed meanwhile. The
 // kernel marks only some interrupted listings itself, and several make up a table.
 func (c *Conn) consistent(family desired.NFTFamily, table string) (*desired.NFTContents, error) {
-	before, err := c.generation()
+	before, err := c.Generation()
 	if err != nil {
 		return nil, err
 	}
@@ -42,15 +42,16 @@ func (c *Conn) consistent(family desired.NFTFamily, table string) (*desired.NFTC
 	if err != nil {
 		return got, err
 	}
-	after, err := c.generation()
+	after, err := c.Generation()
 	if err == nil && before != after {
 		err = errChanged
 	}
 	return got, err
 }
 
-// generation is a number that every change of a ruleset in the namespace raises.
-func (c *Conn) generation() (id uint32, err error) {
+// Generation is a number that every change of any table in the namespace raises, whoever makes it and
+// also those that iptables makes on top of nftables. Asking costs microseconds.
+func (c *Conn) Generation() (id uint32, err error) {
 	err = c.query(unix.NFT_MSG_GETGEN, unix.NLM_F_ACK, unix.AF_UNSPEC, nil, func(a fields) { id = u32(a.get(unix.NFTA_GEN_ID)) })
 	if err != nil {
 		return 0, fmt.Errorf("generation of the ruleset: %w", err)

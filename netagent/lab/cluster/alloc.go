@@ -24,7 +24,8 @@ const maxStaticIPs = 256
 // allocator hands out cluster IPs and node ports. What it picks depends on the name of the service,
 // not on the order of requests, so that a playground started again looks the same.
 type allocator struct {
-	cidrs    []netip.Prefix
+	cidrs    []netip.Prefix // of cluster IPs
+	balancer []netip.Prefix // of load-balancer addresses; may be empty
 	reserved map[netip.Addr]bool
 	ips      map[netip.Addr]types.NamespacedName
 	ports    map[int32]types.NamespacedName
@@ -61,6 +62,11 @@ func (a *allocator) hold(s *corev1.Service) {
 			a.ips[ip] = owner
 		}
 	}
+	for _, in := range s.Status.LoadBalancer.Ingress {
+		if ip, err := netip.ParseAddr(in.IP); err == nil {
+			a.ips[ip] = owner
+		}
+	}
 	for _, p := range s.Spec.Ports {
 		if p.NodePort != 0 {
 			a.ports[p.NodePort] = owner
@@ -72,9 +78,14 @@ func (a *allocator) hold(s *corev1.Service) {
 }
 
 func (a *allocator) cidrOf(family corev1.IPFamily) (netip.Prefix, bool) {
-	for _, c := range a.cidrs {
-		if familyOf(c.Addr()) == family {
-			return c, true
+	return rangeOf(a.cidrs, family)
+}
+
+// rangeOf returns the range of a family, if there is one.
+func rangeOf(ranges []netip.Prefix, family corev1.IPFamily) (netip.Prefix, bool) {
+	for _, r := range ranges {
+		if familyOf(r.Addr()) == family {
+			return r, true
 		}
 	}
 	return netip.Prefix{}, false
@@ -100,11 +111,15 @@ func (a *allocator) pickIP(family corev1.IPFamily, owner types.NamespacedName) (
 	if !ok {
 		return netip.Addr{}, fmt.Errorf("this playground has no service CIDR of family %s", family)
 	}
+	return a.pickFrom(cidr, family, owner)
+}
+
+func (a *allocator) pickFrom(cidr netip.Prefix, family corev1.IPFamily, owner types.NamespacedName) (netip.Addr, error) {
 	// The first address is the network's own and the last of IPv4 its broadcast address. A million
 	// addresses are enough of any CIDR, and keep the arithmetic in 32 bits.
 	size := uint32(1) << min(20, cidr.Addr().BitLen()-cidr.Bits())
 	if size < 4 {
-		return netip.Addr{}, fmt.Errorf("service CIDR %s is too small", cidr)
+		return netip.Addr{}, fmt.Errorf("the range %s is too small", cidr)
 	}
 	static := min(max(16, size/16), maxStaticIPs)
 	if size <= 2*static {
@@ -118,7 +133,7 @@ func (a *allocator) pickIP(family corev1.IPFamily, owner types.NamespacedName) (
 			return ip, nil
 		}
 	}
-	return netip.Addr{}, fmt.Errorf("service CIDR %s is used up: delete services", cidr)
+	return netip.Addr{}, fmt.Errorf("the range %s is used up: delete services", cidr)
 }
 
 // checkPort reports why a service may not have the node port it asks for; nil when it may.

@@ -67,6 +67,9 @@ type Config struct {
 	// ServiceCIDRs hold the cluster IPs: one or two, of different families, the primary first. They
 	// decide which families Services may have.
 	ServiceCIDRs []netip.Prefix
+	// BalancerCIDRs hold the addresses which a cloud would give to Services of type LoadBalancer, at
+	// most one range per family. Without one such addresses stay pending.
+	BalancerCIDRs []netip.Prefix
 	// DNSIPs are kept free for the cluster DNS: only a Service that asks for one by number gets it.
 	DNSIPs  []netip.Addr
 	Runtime PodRuntime
@@ -76,8 +79,9 @@ type Config struct {
 	Progress func()
 	// Parallel bounds how many pods are started or stopped at the same time; 0 = 4.
 	Parallel int
-	// Grace is how long a deleted pod goes on serving, for the nodes to learn that it will go. It
-	// stands in for the containers' reaction to SIGTERM; 0 = none.
+	// Grace is how long a deleted pod goes on serving at most, for the nodes to learn that it will go:
+	// it stands in for a container that ends well on SIGTERM. A shorter terminationGracePeriodSeconds
+	// of the pod cuts it; a killed pod has none. 0 = none.
 	Grace time.Duration
 	// MinRetry and MaxRetry bound the back-off of pods that do not start; 0 = 500 ms and 30 s.
 	MinRetry, MaxRetry time.Duration
@@ -145,6 +149,7 @@ func New(cfg Config) (*Controller, error) {
 	}
 	c.slices = newSliceMaker(func(k types.NamespacedName) bool { return c.userSlice[k] != nil })
 	c.mergeNodes()
+	c.alloc.balancer = cfg.BalancerCIDRs
 	for _, ns := range permanent {
 		c.ensureNamespace(ns)
 	}

@@ -176,7 +176,7 @@ func checkExample(t *testing.T, p *playground, families int) {
 	equal(t, "endpoints", p.endpointCounts(t, "shop"), []string{
 		fmt.Sprintf("cart %d×7071/api", per(1)), fmt.Sprintf("clock %d×1123/time", per(2)), fmt.Sprintf("clock-public %d×1123/", per(2)),
 		fmt.Sprintf("db %d×5432/sql", per(3)), "log 3×514/syslog 3×514/syslog-tcp", "partner", "payment", "warehouse",
-		fmt.Sprintf("web %d×8080/http %d×9090/metrics", per(3), per(3)), "web-cloud 3×8080/http", "web-public 3×8080/"})
+		fmt.Sprintf("web %d×8080/http %d×9090/metrics", per(3), per(3)), fmt.Sprintf("web-cloud %d×8080/http", per(3)), "web-public 3×8080/"})
 	if n := len(p.files(t, "networkpolicy")); n != 2 {
 		t.Errorf("%d policies", n)
 	}

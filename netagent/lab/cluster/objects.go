@@ -219,7 +219,7 @@ func (c *Controller) remove(o object) error {
 		if c.pods[key] == nil && c.bare[key] == nil {
 			return missing(false)
 		}
-		return c.killPod(key)
+		return c.deletePod(key)
 	}
 	w := c.workloads[workloadKey{kindOf(o), key}]
 	if w == nil {

@@ -44,6 +44,14 @@ type pod struct {
 
 func (p *pod) ready() bool { return p.running && !p.notReady && !p.terminating }
 
+// grace is how long the pod goes on serving after its deletion, at most limit.
+func (p *pod) grace(limit time.Duration) time.Duration {
+	if own := p.base.Spec.TerminationGracePeriodSeconds; own != nil && *own >= 0 {
+		return min(limit, time.Duration(*own)*time.Second)
+	}
+	return limit
+}
+
 // refresh rebuilds what everybody sees of the pod.
 func (p *pod) refresh() {
 	o := p.base.DeepCopy()

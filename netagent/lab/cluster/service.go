@@ -46,6 +46,9 @@ func admitService(s, old *corev1.Service, a *allocator) error {
 	if err := defaultPorts(s); err != nil {
 		return err
 	}
+	if s.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		s.Status.LoadBalancer = corev1.LoadBalancerStatus{}
+	}
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
 		if s.Spec.ExternalName == "" {
 			return complain("spec.externalName", "is missing, expected a DNS name")
@@ -62,7 +65,10 @@ func admitService(s, old *corev1.Service, a *allocator) error {
 	if err := assignIPs(s, old, a); err != nil {
 		return err
 	}
-	return assignNodePorts(s, old, a)
+	if err := assignNodePorts(s, old, a); err != nil {
+		return err
+	}
+	return assignIngress(s, old, a)
 }
 
 var serviceTypes = []corev1.ServiceType{corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort,
@@ -344,4 +350,47 @@ func assignHealthPort(s *corev1.Service, a *allocator, taken map[int32]bool) (er
 	}
 	taken[s.Spec.HealthCheckNodePort] = true
 	return nil
+}
+
+// assignIngress does what a cloud would: it gives a service of type LoadBalancer one address per
+// family. Addresses that the manifest's status or spec.loadBalancerIP names are kept.
+func assignIngress(s, old *corev1.Service, a *allocator) error {
+	ingress := &s.Status.LoadBalancer.Ingress
+	if s.Spec.Type != corev1.ServiceTypeLoadBalancer || len(*ingress) > 0 {
+		return nil
+	}
+	for _, f := range s.Spec.IPFamilies {
+		r, ok := rangeOf(a.balancer, f)
+		if !ok {
+			continue
+		}
+		ip := askedIngress(s, old, f)
+		if holder, held := a.ips[ip]; held && holder != keyOf(s) {
+			return complain("spec.loadBalancerIP", "%s belongs to Service %s already: choose another or leave it out", ip, holder)
+		}
+		if !ip.IsValid() {
+			var err error
+			if ip, err = a.pickFrom(r, f, keyOf(s)); err != nil {
+				return complain("spec.type", "LoadBalancer: %w", err)
+			}
+		}
+		*ingress = append(*ingress, corev1.LoadBalancerIngress{IP: ip.String(), IPMode: ptr.To(corev1.LoadBalancerIPModeVIP)})
+	}
+	return nil
+}
+
+// askedIngress is the load-balancer address a service names or has had, the zero Addr if none.
+func askedIngress(s, old *corev1.Service, f corev1.IPFamily) netip.Addr {
+	texts := []string{s.Spec.LoadBalancerIP}
+	if old != nil {
+		for _, in := range old.Status.LoadBalancer.Ingress {
+			texts = append(texts, in.IP)
+		}
+	}
+	for _, t := range texts {
+		if ip, err := netip.ParseAddr(t); err == nil && familyOf(ip) == f {
+			return ip
+		}
+	}
+	return netip.Addr{}
 }

@@ -12,6 +12,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
+// Terminating is the phase of a pod that has been deleted and is still there.
+const Terminating = "Terminating"
+
 // PodStatus is what the control plane knows of a pod.
 type PodStatus struct {
 	Namespace   string       `json:"namespace"`
@@ -20,7 +23,7 @@ type PodStatus struct {
 	Owner       string       `json:"owner,omitempty"` // "Deployment web"; empty for a pod of its own
 	Node        string       `json:"node,omitempty"`  // empty while no node fits
 	IPs         []netip.Addr `json:"ips,omitempty"`
-	Phase       string       `json:"phase"` // Pending, Running or Terminating
+	Phase       string       `json:"phase"` // corev1's Pending or Running, or Terminating
 	Ready       bool         `json:"ready"`
 	Created     time.Time    `json:"created"`
 	Ports       []Port       `json:"ports,omitempty"`    // what its stand-in serves
@@ -44,7 +47,7 @@ func (c *Controller) Pods() []PodStatus {
 			s.Owner = p.owner.kind + " " + p.owner.Name
 		}
 		if p.terminating {
-			s.Phase = "Terminating"
+			s.Phase = Terminating
 		}
 		out = append(out, s)
 	}
@@ -68,17 +71,22 @@ func (c *Controller) SetReady(ns, name string, ready bool) error {
 	return c.sync()
 }
 
-// KillPod deletes a pod. Its workload makes another one, as in a cluster; a pod of its own is gone.
+// KillPod ends a pod at once, as a crash or a forced deletion does. Its workload makes another one, as
+// in a cluster; a pod of its own is gone.
 func (c *Controller) KillPod(ns, name string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.killPod(types.NamespacedName{Namespace: ns, Name: name}); err != nil {
+	key := types.NamespacedName{Namespace: ns, Name: name}
+	if err := c.deletePod(key); err != nil {
 		return err
+	}
+	if p := c.pods[key]; p != nil {
+		p.next = time.Now()
 	}
 	return c.sync()
 }
 
-func (c *Controller) killPod(key types.NamespacedName) error {
+func (c *Controller) deletePod(key types.NamespacedName) error {
 	p := c.pods[key]
 	if p == nil {
 		return fmt.Errorf("there is no pod %s", key)

@@ -124,7 +124,7 @@ func (c *Controller) terminate(p *pod) (gone bool) {
 	p.terminating, p.deletedAt = true, now.Truncate(time.Second)
 	p.err, p.failures, p.next = "", 0, now
 	if p.running {
-		p.next = now.Add(c.cfg.Grace)
+		p.next = now.Add(p.grace(c.cfg.Grace))
 	}
 	if p.cancel != nil {
 		p.cancel()

@@ -18,11 +18,15 @@ func (w *world) checks() (out []check) {
 	}
 	out = append(out, w.podNameChecks()...)
 	out = append(out, w.otherNameChecks()...)
+	out = append(out, w.libraryChecks()...)
 	for _, s := range w.services {
 		out = append(out, w.serviceChecks(s)...)
 	}
 	for _, s := range w.services {
 		out = append(out, w.nodePortChecks(s)...)
+	}
+	for _, s := range w.services {
+		out = append(out, w.balancerChecks(s)...)
 	}
 	out = append(out, w.podChecks()...)
 	out = append(out, w.hairpinChecks()...)
@@ -68,7 +72,7 @@ func shown(s string) string {
 
 func (w *world) nameChecks(s *model.Service) (out []check) {
 	if s.Type == model.ExternalName {
-		return []check{w.dig("ExternalName of "+s.Key.String(), []string{s.ExternalName + "."}, fqdn(s), "CNAME")}
+		return w.externalNameChecks(s)
 	}
 	for _, is4 := range []bool{true, false} {
 		addrs, about := familyOf(s.ClusterIPs, is4), "cluster IP of "
@@ -84,6 +88,20 @@ func (w *world) nameChecks(s *model.Service) (out []check) {
 		}
 	}
 	return append(out, w.portNameChecks(s)...)
+}
+
+// externalNameChecks asks for the alias and, where it leads to a name whose addresses are known, for
+// these too.
+func (w *world) externalNameChecks(s *model.Service) []check {
+	alias := strings.TrimSuffix(s.ExternalName, ".")
+	out := []check{w.dig("ExternalName of "+s.Key.String(), []string{alias + "."}, fqdn(s), "CNAME")}
+	for _, a := range w.outside.Addrs {
+		if alias == w.outside.Name {
+			out = append(out, w.dig(s.Key.String()+" followed to its address", []string{alias + ".", a},
+				fqdn(s), qtype(netip.MustParseAddr(a).Is4())))
+		}
+	}
+	return out
 }
 
 func (w *world) portNameChecks(s *model.Service) (out []check) {
@@ -156,6 +174,40 @@ func (w *world) podNameChecks() (out []check) {
 		}
 	}
 	return out
+}
+
+// libraryChecks ask as a program does, through the C library: the pod's own name, which is in its
+// hosts file, and a service's name through the search path.
+func (w *world) libraryChecks() []check {
+	p := w.client()
+	out := []check{getent(p, p.IPs, "the pod's host name leads to itself", "sh", "-c", "getent ahosts $(hostname)")}
+	for _, s := range w.services {
+		if len(s.ClusterIPs) > 0 {
+			return append(out, getent(p, s.ClusterIPs, "cluster IPs of "+s.Key.String(), "getent", "ahosts", s.Name+"."+s.Namespace))
+		}
+	}
+	return out
+}
+
+// getent is a check that a look-up leads to exactly these addresses.
+func getent(from *model.Pod, addrs []netip.Addr, about string, argv ...string) check {
+	want := texts(addrs)
+	slices.Sort(want)
+	return check{group: "names", from: from.Key.String(), argv: argv, about: about,
+		verify: func(a []Answer) verdict {
+			var got []string
+			for _, line := range strings.Split(a[0].Out, "\n") {
+				if addr, _, found := strings.Cut(line, " "); found && !slices.Contains(got, addr) {
+					got = append(got, addr)
+				}
+			}
+			slices.Sort(got)
+			v := verdict{got: strings.Join(got, ", ") + exit(a[0])}
+			if !slices.Equal(got, want) {
+				v.want = strings.Join(want, ", ")
+			}
+			return v
+		}}
 }
 
 // otherNameChecks asks what is not there, what is outside, and short names through the search path.

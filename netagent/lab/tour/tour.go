@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 
 	"github.com/braidnet/braid/internal/model"
@@ -31,6 +32,8 @@ type Config struct {
 type Outside struct {
 	Name  string   // a DNS name that is not the cluster's
 	Addrs []string // its addresses; each serves HTTP on port 80 and prints the client's address
+	// Balancers are the load-balancer addresses that the outside has a route to.
+	Balancers []netip.Prefix
 }
 
 // check is one question with the only right answers.

@@ -34,8 +34,10 @@ func smallCluster() *model.Store {
 	}
 	s.Apply([]model.Update{model.Set(slice),
 		model.Set(pod("web-a", "n1", "10.244.1.2")), model.Set(pod("web-b", "n2", "10.244.2.2")),
-		model.Set(&model.Service{Origin: ref(model.KindService, "web"), Type: model.ClusterIP, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.5")},
-			Ports: []model.ServicePort{{Name: "http", Protocol: model.TCP, Port: 8080}}}),
+		model.Set(&model.Service{Origin: ref(model.KindService, "web"), ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.5")},
+			Ports: []model.ServicePort{{Name: "http", Protocol: model.TCP, Port: 8080}}, Type: model.LoadBalancer,
+			Ingress: []model.Ingress{{Addr: netip.MustParseAddr("198.51.100.7")}, {Addr: netip.MustParseAddr("192.0.2.7")},
+				{Addr: netip.MustParseAddr("192.0.2.8"), Proxy: true}, {Hostname: "balancer.example"}}}),
 		model.Set(&model.Service{Origin: ref(model.KindService, "void"), Type: model.ClusterIP, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.6")},
 			Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80}}}),
 		model.Set(&model.Service{Origin: ref(model.KindService, "ext"), Type: model.ExternalName, ExternalName: "outside.example"}),
@@ -47,7 +49,7 @@ func smallCluster() *model.Store {
 func right() func(target, cmd string) Answer {
 	turn := 0
 	return func(target, cmd string) Answer {
-		client := map[string]string{"shop/web-a": "10.244.1.2", "shop/web-b": "10.244.2.2"}[target]
+		client := map[string]string{"shop/web-a": "10.244.1.2", "shop/web-b": "10.244.2.2", "outside": "192.168.77.1"}[target]
 		switch {
 		case strings.HasPrefix(cmd, "dig"):
 			for q, a := range map[string]string{
@@ -56,7 +58,8 @@ func right() func(target, cmd string) Answer {
 				"void.shop.svc.cluster.local A":             "10.96.0.6", "-x 10.96.0.6": "void.shop.svc.cluster.local.",
 				"ext.shop.svc.cluster.local CNAME": "outside.example.", "outside.example A": "203.0.113.10",
 				"10-244-1-2.shop.pod.cluster.local A": "10.244.1.2", "10-244-2-2.shop.pod.cluster.local A": "10.244.2.2",
-				"+search void A": "10.96.0.6", "+search web A": "10.96.0.5",
+				"ext.shop.svc.cluster.local A": "outside.example.\n203.0.113.10",
+				"+search void A":               "10.96.0.6", "+search web A": "10.96.0.5",
 			} {
 				if strings.HasSuffix(cmd, " "+q) {
 					return Answer{Out: a}
@@ -65,6 +68,10 @@ func right() func(target, cmd string) Answer {
 			return Answer{}
 		case strings.HasPrefix(cmd, "sh -c dig no-such"):
 			return Answer{Out: "NXDOMAIN"}
+		case strings.HasSuffix(cmd, "ahosts $(hostname)"):
+			return Answer{Out: client + "   STREAM x\n" + client + "   DGRAM"}
+		case cmd == "getent ahosts void.shop":
+			return Answer{Out: "10.96.0.6   STREAM void.shop.svc.cluster.local"}
 		case strings.Contains(cmd, "void"):
 			return Answer{Out: "curl: (7) refused", Code: 7}
 		case strings.Contains(cmd, "203.0.113.10"):
@@ -81,7 +88,8 @@ func tourOf(t *testing.T, exec func(target, cmd string) Answer) (wrong int, text
 	t.Helper()
 	var out bytes.Buffer
 	asked, wrong, err := Run(context.Background(), Config{Store: smallCluster(), Out: &out,
-		Outside: Outside{Name: "outside.example", Addrs: []string{"203.0.113.10"}},
+		Outside: Outside{Name: "outside.example", Addrs: []string{"203.0.113.10"},
+			Balancers: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}},
 		Exec: func(_ context.Context, target string, argv ...string) Answer {
 			return exec(target, strings.Join(argv, " "))
 		}})
@@ -92,8 +100,12 @@ func tourOf(t *testing.T, exec func(target, cmd string) Answer) (wrong int, text
 }
 
 func TestTourAcceptsTheRightAnswers(t *testing.T) {
-	if wrong, text := tourOf(t, right()); wrong != 0 {
+	wrong, text := tourOf(t, right())
+	if wrong != 0 {
 		t.Errorf("%d wrong:\n%s", wrong, text)
+	}
+	if strings.Contains(text, "192.0.2.8") {
+		t.Errorf("an address that only a proxy serves was asked:\n%s", text)
 	}
 }
 
@@ -111,6 +123,11 @@ func TestTourSeesWrongAnswers(t *testing.T) {
 		"foreign backend":        {"http://web.shop", Answer{Out: "pod: stranger\nclient: 10.244.1.2:1"}, 1},
 		"only one backend":       {"http://web.shop", Answer{Out: "pod: web-a\nclient: 10.244.1.2:1"}, 1},
 		"source address changed": {"http://web.shop", Answer{Out: "pod: web-b\nclient: 10.244.1.1:1"}, 1},
+		"alias not followed":     {"ext.shop.svc.cluster.local A", Answer{Out: "outside.example."}, 1},
+		"own name elsewhere":     {"$(hostname)", Answer{Out: "127.0.1.1   STREAM x"}, 1},
+		"library sees no name":   {"getent ahosts void.shop", Answer{Code: 2}, 1},
+		"balancer drops":         {"http://198.51.100.7", Answer{Out: "curl: (28) timed out", Code: 28}, 2}, // from a pod and from outside
+		"balancer out of sight":  {"http://192.0.2.7", Answer{Out: "curl: (28) timed out", Code: 28}, 1},
 		"pods see NAT":           {"http://10.244.1.2", Answer{Out: "pod: web-a\nclient: 192.168.77.11:1"}, 1},
 		"not masqueraded":        {"http://203.0.113.10", Answer{Out: "client: 10.244.1.2:1"}, 1},
 	} {

@@ -101,6 +101,14 @@ func backendNames(eps []endpoint) string {
 	return strings.Join(out, ", ")
 }
 
+// saw prints whom a peer saw as its client or, when it did not say, what came instead.
+func saw(peer string, client netip.Addr, a Answer) string {
+	if !client.IsValid() {
+		return shown(a.Out) + exit(a)
+	}
+	return fmt.Sprintf("%s saw client %s%s", peer, client, exit(a))
+}
+
 func exit(a Answer) string {
 	if a.Code == 0 {
 		return ""
@@ -168,20 +176,53 @@ func (w *world) nodePortChecks(s *model.Service) (out []check) {
 		}
 		for _, n := range w.nodes {
 			for _, ip := range n.InternalIPs {
-				eps := w.ready(s, p.Name, p.Protocol, ip.Is4())
 				if len(familyOf(s.ClusterIPs, ip.Is4())) == 0 {
 					continue // the service is not of this family
 				}
-				c := check{group: "node ports", from: "outside", argv: ask(p.Protocol, ip.String(), p.NodePort),
-					about: fmt.Sprintf("%s through node %s", s.Key, n.Name), tries: 16 * len(eps), verify: refused(p.Protocol)}
-				if len(eps) > 0 {
-					c.verify = balanced(p.Protocol, eps, func(string, netip.Addr) error { return nil })
-				}
-				out = append(out, c)
+				out = append(out, w.anySource(check{group: "node ports", from: "outside", argv: ask(p.Protocol, ip.String(), p.NodePort),
+					about: fmt.Sprintf("%s through node %s", s.Key, n.Name)}, s, p, ip.Is4()))
 			}
 		}
 	}
 	return out
+}
+
+// balancerChecks asks every load-balancer address from a pod and, where the world has a route to it,
+// from outside. Addresses that the cluster does not serve itself are left out: those of a proxy, and
+// those of services with source ranges (see the README's limits).
+func (w *world) balancerChecks(s *model.Service) (out []check) {
+	for _, in := range s.Ingress {
+		if !in.Addr.IsValid() || in.Proxy || len(s.SourceRanges) > 0 {
+			continue
+		}
+		var from []string
+		if p := w.clientOf(in.Addr.Is4()); p != nil {
+			from = append(from, p.Key.String())
+		}
+		if slices.ContainsFunc(w.outside.Balancers, func(r netip.Prefix) bool { return r.Contains(in.Addr) }) {
+			from = append(from, "outside")
+		}
+		for _, p := range s.Ports {
+			if p.Protocol != model.TCP && p.Protocol != model.UDP {
+				continue
+			}
+			for _, f := range from {
+				out = append(out, w.anySource(check{group: "load balancers", from: f, argv: ask(p.Protocol, in.Addr.String(), p.Port),
+					about: fmt.Sprintf("%s through %s", s.Key, in.Addr)}, s, p, in.Addr.Is4()))
+			}
+		}
+	}
+	return out
+}
+
+// anySource completes a check of a service port whose backends may see any client address.
+func (w *world) anySource(c check, s *model.Service, p model.ServicePort, is4 bool) check {
+	eps := w.ready(s, p.Name, p.Protocol, is4)
+	c.tries, c.verify = 16*len(eps), refused(p.Protocol)
+	if len(eps) > 0 {
+		c.verify = balanced(p.Protocol, eps, func(string, netip.Addr) error { return nil })
+	}
+	return c
 }
 
 // podChecks asks a pod from a pod of the same node and from one of another, in both families: the
@@ -201,7 +242,7 @@ func (w *world) podChecks() (out []check) {
 			out = append(out, check{group: "pods", from: from.Key.String(), about: where + ", no NAT",
 				argv: curl(podIP(to, is4).String(), port), verify: func(a []Answer) verdict {
 					pod, client := answerer(model.TCP, a[0])
-					v := verdict{got: fmt.Sprintf("%s saw client %s%s", pod, client, exit(a[0]))}
+					v := verdict{got: saw(pod, client, a[0])}
 					if pod != to.Name || client != want {
 						v.want = fmt.Sprintf("%s to see %s", to.Name, want)
 					}
@@ -266,7 +307,7 @@ func (w *world) outsideChecks() (out []check) {
 		out = append(out, check{group: "to the outside", from: from.Key.String(), argv: curl(a, 80),
 			about: "masqueraded as node " + from.Node, verify: func(answers []Answer) verdict {
 				_, client := answerer(model.TCP, answers[0])
-				v := verdict{got: fmt.Sprintf("outside saw client %s%s", client, exit(answers[0]))}
+				v := verdict{got: saw("outside", client, answers[0])}
 				if client != node {
 					v.want = "client " + node.String()
 				}

@@ -1,0 +1,108 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"github.com/braidnet/braid/internal/kernel/nft"
+)
+
+const (
+	// lookEvery is how often Watch looks whether somebody else changed the kernel's rules. It looks at
+	// one number instead of listening to events, since a listener makes the kernel write a message for
+	// every element of our own transactions too, some kilobytes of its memory each.
+	lookEvery = time.Second
+	// repairShare bounds what it costs when somebody else writes rules all the time: one part of the
+	// time in so many goes into comparing ours with them.
+	repairShare = 50
+	// quietAudit is how often all rules are compared although nothing tells of a change.
+	quietAudit = 10 * time.Minute
+	// blindAudit is how often where changes cannot be seen: with the older kernel tables of iptables.
+	// It grows with the cluster, so that it costs one part of the time in blindShare.
+	blindAudit = time.Minute
+	blindShare = 100
+)
+
+// ruleset tells changes of the namespace's rules by others from our own.
+type ruleset struct {
+	conn    *nft.Conn
+	commits func() uint32 // how many we made, nil when that is not known
+	known   uint32        // generation when we last looked
+	counted uint32        // commits then
+	foreign bool          // somebody else changed something since trust
+}
+
+func newRuleset(commits func() uint32) (*ruleset, error) {
+	conn, err := nft.Open()
+	if err != nil {
+		return nil, err
+	}
+	return &ruleset{conn: conn, commits: commits}, nil
+}
+
+// look notes changes since the last look, except, where ours are counted, our own. When the kernel
+// does not answer, somebody may have changed something.
+func (r *ruleset) look() {
+	now, err := r.conn.Generation()
+	var made uint32
+	if r.commits != nil {
+		n := r.commits()
+		made, r.counted = n-r.counted, n
+	}
+	if err != nil || now-r.known != made {
+		r.foreign = true
+	}
+	r.known = now
+}
+
+// trust takes everything up to now for seen, or for written by us.
+func (r *ruleset) trust() {
+	r.look()
+	r.foreign = false
+}
+
+// Watch calls kick when somebody else changed rules in the kernel, until ctx ends. Our own writes do
+// not kick. Where changes cannot be seen it returns at once; the audit repairs then.
+func (s *services) Watch(ctx context.Context, kick func()) {
+	if s.rules == nil {
+		return
+	}
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if s.touched(time.Now()) {
+			kick()
+		}
+	}
+}
+
+// touched reports whether somebody else changed rules and it is time to compare. It waits for the end
+// of a step, in the middle of which our own writes could not be told from others'.
+func (s *services) touched(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.whole.IsZero() {
+		return false // a Replace is due whatever happened
+	}
+	s.rules.look()
+	return s.suspect(now)
+}
+
+// suspect reports whether the kernel's rules may be other than we left them, and it is time to compare.
+func (s *services) suspect(now time.Time) bool {
+	return s.rules != nil && s.rules.foreign && now.Sub(s.whole) >= repairShare*s.took
+}
+
+// auditDue reports whether it is time to compare although nothing tells of a change.
+func (s *services) auditDue(now time.Time) bool {
+	every := quietAudit
+	if s.rules == nil {
+		every = max(blindAudit, blindShare*s.took)
+	}
+	return now.Sub(s.whole) >= every
+}

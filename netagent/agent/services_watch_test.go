@@ -1,0 +1,178 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/braidnet/braid/internal/kernel/netns/nstest"
+	"github.com/braidnet/braid/internal/model"
+)
+
+// rulesLab is a namespace in which one service mode runs without the rest of the agent.
+type rulesLab struct {
+	*nstest.NS
+	*services
+	mode string
+}
+
+func newRulesLab(t *testing.T, mode string) *rulesLab {
+	t.Helper()
+	l := &rulesLab{NS: nstest.New(t), mode: mode}
+	l.Run(t, func() (err error) {
+		l.services, err = newServices(Config{Node: "n1", ServiceMode: mode, Log: slog.New(slog.DiscardHandler)})
+		return err
+	})
+	t.Cleanup(l.services.close)
+	l.set(t, 1, 1)
+	return l
+}
+
+// set makes service number i have the backend 10.9.0.b and steps.
+func (l *rulesLab) set(t *testing.T, i, b byte) {
+	t.Helper()
+	ref := func(k model.Kind, name string) model.Origin {
+		return model.Origin{Ref: model.Ref{Kind: k, Key: model.Key{Namespace: "default", Name: name}}}
+	}
+	name := fmt.Sprint("web", i)
+	svc := &model.Service{Origin: ref(model.KindService, name), Type: model.ClusterIP,
+		ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 0, i})}, Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80}}}
+	slice := &model.EndpointSlice{Origin: ref(model.KindEndpointSlice, name), Service: svc.Key,
+		Ports:     []model.EndpointPort{{Protocol: model.TCP, Port: 8080}},
+		Endpoints: []model.Endpoint{{Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 9, 0, b})}, Ready: true, Serving: true}}}
+	l.planner.Apply(1, []model.Change{{Ref: svc.Ref, New: svc}, {Ref: slice.Ref, New: slice}})
+	l.sync(t)
+}
+
+func (l *rulesLab) sync(t *testing.T) {
+	t.Helper()
+	l.took = 0 // repairs are not put off
+	l.Run(t, func() error { _, err := l.step(t.Context()); return err })
+}
+
+// rules prints what the kernel has of ours.
+func (l *rulesLab) print(t *testing.T) string {
+	t.Helper()
+	if l.mode == "nftables" {
+		if out, err := l.Output("nft", "list", "table", "ip", "braid"); err == nil {
+			return out
+		}
+		return ""
+	}
+	return l.Exec(t, "iptables-nft-save", "-t", "nat")
+}
+
+func TestChangesOfOthersAreSeenAndRepairedOurOwnNeverKick(t *testing.T) {
+	for mode, harms := range map[string][]string{
+		"nftables": {"nft flush ruleset", "nft delete table ip braid", "nft flush chain ip braid services", "nft flush map ip braid slots"},
+		"iptables": {"nft flush ruleset", "iptables-nft -t nat -F", "iptables-nft -t nat -D PREROUTING 1"},
+	} {
+		t.Run(mode, func(t *testing.T) {
+			l := newRulesLab(t, mode)
+			if l.rules == nil {
+				t.Skip("the iptables of this machine do not keep their rules in nftables")
+			}
+			quiet := func(after string) {
+				t.Helper()
+				l.took = 0
+				if l.touched(time.Now()) {
+					t.Errorf("%s looks like somebody else's change", after)
+					l.rules.trust()
+				}
+			}
+			quiet("the first load")
+			for b := range byte(5) {
+				l.set(t, 1, 10+b)
+				l.set(t, 2+b, 1)
+				quiet("an own change")
+			}
+			l.whole = time.Now().Add(-2 * quietAudit)
+			l.sync(t)
+			quiet("an audit")
+			for i, harm := range append(harms, "nft add table inet theirs") {
+				l.Exec(t, "sh", "-c", harm)
+				l.took = 0
+				if !l.touched(time.Now()) {
+					t.Errorf("%s was not seen", harm)
+				}
+				l.sync(t)
+				quiet("the repair after " + harm)
+				if k := l.print(t); !strings.Contains(k, "10.9.0.14") || !strings.Contains(k, "10.96.0.6") || !strings.Contains(k, "prerouting") && !strings.Contains(k, "-A PREROUTING") {
+					t.Errorf("after %s and a step the kernel holds\n%s", harm, k)
+				}
+				l.set(t, 50, byte(20+i))
+				quiet("a change after the repair")
+			}
+		})
+	}
+}
+
+// TestForeignChangeBeforeOurOwnIsNotTakenForIt: both fall between two looks.
+func TestForeignChangeBeforeOurOwnIsNotTakenForIt(t *testing.T) {
+	l := newRulesLab(t, "nftables")
+	l.Exec(t, "nft", "flush", "chain", "ip", "braid", "nat-prerouting")
+	l.set(t, 2, 2)
+	if k := l.print(t); strings.Count(k, "jump services") != 2 {
+		t.Errorf("the flushed chain was not repaired with the next change:\n%s", k)
+	}
+}
+
+func TestRepairsArePutOffWhenTheyAreDearAndOthersAreBusy(t *testing.T) {
+	l := newRulesLab(t, "nftables")
+	l.took, l.whole = 100*time.Millisecond, time.Now()
+	l.Exec(t, "nft", "add", "table", "inet", "theirs")
+	if l.touched(l.whole.Add(time.Second)) {
+		t.Error("a comparison of 100 ms every second is more than one part in fifty")
+	}
+	if !l.touched(l.whole.Add(6 * time.Second)) {
+		t.Error("what was put off is forgotten")
+	}
+}
+
+func TestWatchKicks(t *testing.T) {
+	l := newRulesLab(t, "nftables")
+	l.took = 0
+	ctx, cancel := context.WithCancel(t.Context())
+	kicks, done := make(chan struct{}, 100), make(chan struct{})
+	go func() { defer close(done); l.Watch(ctx, func() { kicks <- struct{}{} }) }()
+	l.Exec(t, "nft", "flush", "ruleset")
+	select {
+	case <-kicks:
+	case <-time.After(20 * time.Second):
+		t.Error("a flushed ruleset went unnoticed")
+	}
+	cancel()
+	<-done
+}
+
+// TestCleanupWithoutTheRightDoesNotSayThatNothingIsHere: a user who is not root must not take an empty
+// answer for a clean node.
+func TestCleanupWithoutTheRightDoesNotSayThatNothingIsHere(t *testing.T) {
+	l := newRulesLab(t, "nftables")
+	dir := t.TempDir()
+	var removed []string
+	var err error
+	l.Run(t, func() error {
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3} // of this thread
+		var full [2]unix.CapUserData
+		if err := unix.Capget(&header, &full[0]); err != nil {
+			return err
+		}
+		less := full
+		less[0].Effective &^= 1 << unix.CAP_NET_ADMIN
+		if err := unix.Capset(&header, &less[0]); err != nil {
+			return err
+		}
+		removed, err = Cleanup(t.Context(), Config{RunDir: dir, StateDir: dir, CNIConfDir: dir, Log: slog.New(slog.DiscardHandler)})
+		return unix.Capset(&header, &full[0])
+	})
+	if err == nil || !strings.Contains(err.Error(), "run this as root") {
+		t.Errorf("removed %v, error %v, and the table is there:\n%s", removed, err, l.print(t))
+	}
+}
