@@ -4,6 +4,8 @@ import (
 	"reflect"
 	"sort"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // Change is one step of an object: Old nil = added, New nil = deleted.
@@ -42,6 +44,7 @@ type Store struct {
 
 	syncOnce sync.Once
 	synced   chan struct{}
+	current  atomic.Int64 // unix nanoseconds, see Current
 }
 
 // NewStore returns an empty store that is not synced.
@@ -152,6 +155,19 @@ func (s *Store) HasSynced() bool {
 	default:
 		return false
 	}
+}
+
+// MarkCurrent says that the store holds everything the source held at the moment t or before.
+func (s *Store) MarkCurrent(t time.Time) { s.current.Store(t.UnixNano()) }
+
+// Current returns the newest moment of which the store is known to hold everything the source held,
+// or the zero time when the source cannot tell.
+func (s *Store) Current() time.Time {
+	n := s.current.Load()
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n)
 }
 
 // Rev returns the number of batches that changed something.

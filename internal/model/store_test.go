@@ -3,6 +3,7 @@ package model
 import (
 	"net/netip"
 	"testing"
+	"time"
 )
 
 func svc(name, ip string, line int) *Service {
@@ -72,6 +73,18 @@ func TestSynced(t *testing.T) {
 	<-s.Synced()
 	if !s.HasSynced() {
 		t.Fatal("synced store says it is not")
+	}
+}
+
+func TestCurrentIsZeroUntilTheSourceSays(t *testing.T) {
+	s := NewStore()
+	if !s.Current().IsZero() {
+		t.Fatal("nobody has said yet what the store holds")
+	}
+	now := time.Now()
+	s.MarkCurrent(now)
+	if !s.Current().Equal(now) {
+		t.Errorf("current %s, want %s", s.Current(), now)
 	}
 }
 

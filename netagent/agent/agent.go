@@ -228,7 +228,7 @@ func (a *Agent) fullReport() status.Report {
 func (a *Agent) report() status.Report {
 	told := a.told.Load() // before the loops are asked: what comes later must not count as programmed
 	r := status.Report{Node: a.cfg.Node, Version: a.cfg.Version, Started: a.started, Source: a.cfg.source(),
-		Synced: a.store.HasSynced(), Revision: a.store.Rev(), Objects: map[string]int{},
+		Current: a.store.Current(), Synced: a.store.HasSynced(), Revision: a.store.Rev(), Objects: map[string]int{},
 		Policies: a.store.Len(model.KindNetworkPolicy)}
 	for _, k := range model.Kinds {
 		r.Objects[string(k)] = a.store.Len(k)

@@ -204,7 +204,7 @@ func (d *daemon) follow(ctx context.Context) {
 		d.fail(err)
 	}
 	// A node's program may have ended while pods were starting.
-	if err == nil && d.waitFor(ctx, d.nodesReady) == nil {
+	if err == nil && d.waitFor(ctx, d.nodesReady) == nil && d.settle(ctx) == nil {
 		d.setPhase(PhaseUp)
 	}
 }

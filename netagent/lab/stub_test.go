@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -13,9 +14,12 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
+
+	"github.com/braidnet/braid/netagent/status"
 )
 
 // The test binary stands in for the three programs of a lab: under their names it behaves as they
@@ -55,6 +59,14 @@ func stubAgent(args []string) error {
 	if err := writeFile(filepath.Join(flag("--cni-conf-dir"), "10-braid.conflist"), []byte(list)); err != nil {
 		return err
 	}
+	socket, err := net.Listen("unix", filepath.Join(flag("--run-dir"), "netagent.sock"))
+	if err != nil {
+		return err
+	}
+	go http.Serve(socket, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		r := status.Report{Synced: true, Current: time.Now()}
+		_ = r.JSON(w)
+	}))
 	return http.ListenAndServe(agentHTTP, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 }
 

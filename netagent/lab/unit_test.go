@@ -294,3 +294,15 @@ func TestStatusCountsEndingPodsApart(t *testing.T) {
 		t.Errorf("%v\n%s", err, out.String())
 	}
 }
+
+func TestMetricReadsTheSeriesOnly(t *testing.T) {
+	page := "# HELP x_total y\nx_total_more{a=\"b\"} 7\nx_total{source=\"manifests /a\"} 1.5\nx_total{source=\"c\"} 9\n"
+	for name, want := range map[string]float64{"x_total": 1.5, "x_total_more": 7, "x": 0, "none": 0} {
+		if got := metric(page, name); got != want {
+			t.Errorf("%s = %v, want %v", name, got, want)
+		}
+	}
+	if got := metric("m{source=\"manifests /run/x\"} 1.795e+09\n", "m"); got != 1.795e9 {
+		t.Errorf("got %v", got)
+	}
+}

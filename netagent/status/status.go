@@ -18,10 +18,11 @@ type Report struct {
 	Node       string             `json:"node"`
 	Version    string             `json:"version"`
 	Started    time.Time          `json:"started"`
-	Source     string             `json:"source"`   // where the cluster is read from
-	Synced     bool               `json:"synced"`   // the source has delivered its first full state
-	Revision   uint64             `json:"revision"` // newest revision of the cluster's state
-	Objects    map[string]int     `json:"objects"`  // count by kind
+	Source     string             `json:"source"`           // where the cluster is read from
+	Synced     bool               `json:"synced"`           // the source has delivered its first full state
+	Revision   uint64             `json:"revision"`         // newest revision of the cluster's state
+	Current    time.Time          `json:"current,omitzero"` // the state is complete as of this moment; zero when the source cannot tell
+	Objects    map[string]int     `json:"objects"`          // count by kind
 	Subsystems []reconcile.Status `json:"subsystems"`
 	Problems   []Problem          `json:"problems,omitempty"` // what the source could not read
 	Policies   int                `json:"policiesNotEnforced"`

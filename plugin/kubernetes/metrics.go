@@ -48,14 +48,16 @@ func observeProgramming(store *model.Store, index *names.Index) {
 type sourceMetrics struct{}
 
 var (
-	syncedDesc = prometheus.NewDesc("braid_dns_source_synced", "1 once the source has given a complete first state.", []string{"source"}, nil)
-	revDesc    = prometheus.NewDesc("braid_dns_source_revision", "Number of batches of changes taken from the source.", []string{"source"}, nil)
+	syncedDesc  = prometheus.NewDesc("braid_dns_source_synced", "1 once the source has given a complete first state.", []string{"source"}, nil)
+	currentDesc = prometheus.NewDesc("braid_dns_source_current_timestamp_seconds", "The answers are complete as of this moment, unix time; absent when the source cannot tell.", []string{"source"}, nil)
+	revDesc     = prometheus.NewDesc("braid_dns_source_revision", "Number of batches of changes taken from the source.", []string{"source"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (sourceMetrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- syncedDesc
 	ch <- revDesc
+	ch <- currentDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -72,5 +74,8 @@ func (sourceMetrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		ch <- prometheus.MustNewConstMetric(syncedDesc, prometheus.GaugeValue, synced, s.Source)
 		ch <- prometheus.MustNewConstMetric(revDesc, prometheus.GaugeValue, float64(s.Rev), s.Source)
+		if !s.Current.IsZero() {
+			ch <- prometheus.MustNewConstMetric(currentDesc, prometheus.GaugeValue, float64(s.Current.UnixMilli())/1000, s.Source)
+		}
 	}
 }

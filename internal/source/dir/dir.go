@@ -155,6 +155,7 @@ func (s *follower) pause() time.Duration {
 // something may have happened in them before, it looks again until there is none new.
 func (s *follower) look() error {
 	for range 10 {
+		began := time.Now()
 		found, err := s.scanner.scan()
 		if err != nil {
 			s.watch.follow(nil, true)
@@ -163,6 +164,7 @@ func (s *follower) look() error {
 		missed := s.watch.follow(found.present, found.folder)
 		s.take(found)
 		if !missed {
+			s.store.MarkCurrent(began)
 			break
 		}
 	}

@@ -182,6 +182,8 @@ type Status struct {
 	Users  int
 	Synced bool
 	Rev    uint64
+	// Current is the moment as of which the store is complete; zero when the source cannot tell.
+	Current time.Time
 }
 
 // Status lists the stores in use, in the order they were started.
@@ -190,7 +192,7 @@ func (r *Registry) Status() []Status {
 	defer r.mu.Unlock()
 	out := make([]Status, len(r.entries))
 	for i, e := range r.entries {
-		out[i] = Status{Source: e.src.String(), Users: e.users, Synced: e.store.HasSynced(), Rev: e.store.Rev()}
+		out[i] = Status{Source: e.src.String(), Users: e.users, Synced: e.store.HasSynced(), Rev: e.store.Rev(), Current: e.store.Current()}
 	}
 	return out
 }
