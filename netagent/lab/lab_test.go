@@ -111,9 +111,23 @@ func (l *testLab) trace(ids map[nsID]bool) (out []string) {
 	return out
 }
 
+// ids returns the lab's namespaces by identity and keeps them from ending before the test: the kernel
+// would give the number of one that has ended to the next, which may be another test's.
 func (l *testLab) ids() map[nsID]bool {
 	l.t.Helper()
-	ids, err := paths{l.name}.namespaceIDs()
+	p := paths{l.name}
+	spaces, err := p.namespaces()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, ns := range spaces {
+		f, err := os.Open(nsPath(ns))
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		l.t.Cleanup(func() { f.Close() })
+	}
+	ids, err := p.namespaceIDs()
 	if err != nil {
 		l.t.Fatal(err)
 	}
