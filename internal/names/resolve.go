@@ -193,6 +193,7 @@ func (x *Index) ClusterIP(a netip.Addr) []model.Key {
 type Owner struct {
 	Service model.Key
 	Endpoint
+	Peers []Endpoint // all ready endpoints of the same slice; shared, not to be changed
 }
 
 // Owners returns every use of an address as a ready endpoint.
@@ -202,7 +203,7 @@ func (x *Index) Owners(a netip.Addr) []Owner {
 	refs := x.endpoints[a]
 	out := make([]Owner, len(refs))
 	for i, r := range refs {
-		out[i] = Owner{r.slice.service, r.slice.endpoints[r.i]}
+		out[i] = Owner{r.slice.service, r.slice.endpoints[r.i], r.slice.endpoints}
 	}
 	return out
 }
@@ -211,15 +212,6 @@ func (x *Index) Owners(a netip.Addr) []Owner {
 func (x *Index) Service(k model.Key) *model.Service {
 	s, _ := x.service(k)
 	return s
-}
-
-// Endpoints returns the ready endpoints of a service.
-func (x *Index) Endpoints(k model.Key) (out []Endpoint) {
-	_, list := x.service(k)
-	for _, s := range list {
-		out = append(out, s.endpoints...)
-	}
-	return out
 }
 
 // HasPod reports whether a living pod of the namespace has the address.

@@ -107,7 +107,14 @@ func (k *Kubernetes) pod(q question, n names.Name) reply {
 	if !ok || (k.cfg.pods == podsVerified && !k.index().HasPod(n.Namespace, addr)) {
 		return reply{}
 	}
-	return reply{exists: true, records: k.addresses(q, []netip.Addr{addr})}
+	out := reply{exists: true, records: k.addresses(q, []netip.Addr{addr})}
+	if q.typ == dns.TypeSRV {
+		// A pod's name says nothing of ports; CoreDNS has always answered with port 0.
+		target := dnsutil.Join(n.Object, n.Namespace, "pod", q.zone)
+		out.records = []dns.RR{&dns.SRV{Hdr: header(q.name, dns.TypeSRV, k.cfg.ttl), Weight: weight(1), Target: target}}
+		out.extra = []dns.RR{address(target, addr, k.cfg.ttl)}
+	}
+	return out
 }
 
 // reverse answers PTR: the service of a cluster IP, else every service the address is an endpoint of.

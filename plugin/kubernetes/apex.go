@@ -7,7 +7,7 @@ import (
 	"github.com/coredns/coredns/plugin/pkg/dnsutil"
 	"github.com/miekg/dns"
 
-	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/internal/names"
 )
 
 // apex answers for names that only hold others: the zone itself has SOA and NS, the rest nothing.
@@ -49,17 +49,18 @@ func (k *Kubernetes) nameServers(zone string) (out []server) {
 		}
 	}
 	local := k.live.Load().local
-	for _, key := range k.ownServices(local) {
-		svc := k.index().Service(key)
+	for _, own := range k.ownServices(local) {
+		svc := k.index().Service(own.Service)
 		if svc == nil {
 			continue
 		}
-		name := serviceName(key, zone)
+		name := serviceName(own.Service, zone)
 		for _, a := range svc.ClusterIPs {
 			add(name, a)
 		}
 		if svc.Headless {
-			for _, e := range k.index().Endpoints(key) {
+			// Like CoreDNS, not all of a large service: those that share a slice with us.
+			for _, e := range own.Peers {
 				add(e.Label(k.cfg.view.PodNames)+"."+name, e.Addr)
 			}
 		}
@@ -72,14 +73,12 @@ func (k *Kubernetes) nameServers(zone string) (out []server) {
 	return out
 }
 
-func (k *Kubernetes) ownServices(local []netip.Addr) (out []model.Key) {
+func (k *Kubernetes) ownServices(local []netip.Addr) (out []names.Owner) {
 	if k.cfg.view.NoEndpoints {
 		return nil
 	}
 	for _, a := range local {
-		for _, o := range k.index().Owners(a) {
-			out = append(out, o.Service)
-		}
+		out = append(out, k.index().Owners(a)...)
 	}
 	return out
 }

@@ -174,19 +174,22 @@ func TestPodNames(t *testing.T) {
 	v4 := answer("10-244-1-6.prod.pod.cluster.local.", tA, "10-244-1-6.prod.pod.cluster.local. 5 IN A 10.244.1.6")
 	v6 := answer("fd00-10-244-1--6.prod.pod.cluster.local.", tAAAA, "fd00-10-244-1--6.prod.pod.cluster.local. 5 IN AAAA fd00:10:244:1::6")
 	other := answer("192-0-2-1.prod.pod.cluster.local.", tA, "192-0-2-1.prod.pod.cluster.local. 5 IN A 192.0.2.1")
+	// In-tree answers SRV too, with port 0; labels in front of the address do not show in the target.
+	srv := srvAnswer("x.10-244-1-6.Prod.pod.CLUSTER.local.", []string{"x.10-244-1-6.Prod.pod.CLUSTER.local. 5 IN SRV 0 100 0 10-244-1-6.prod.pod.CLUSTER.local."},
+		"10-244-1-6.prod.pod.CLUSTER.local. 5 IN A 10.244.1.6")
 	t.Run("disabled", func(t *testing.T) {
 		check(t, newPlugin(t, allZones, store), slices.Concat(
 			nxdomain("10-244-1-6.prod.pod.cluster.local.", tA), nxdomain("prod.pod.cluster.local.", tA), nodata("pod.cluster.local.", tA, tTXT)))
 	})
 	t.Run("insecure", func(t *testing.T) {
-		check(t, newPlugin(t, allZones+" {\npods insecure\n}", store), slices.Concat([]test.Case{v4, v6, other},
-			nodata("10-244-1-6.prod.pod.cluster.local.", tAAAA, tTXT, tSRV),
+		check(t, newPlugin(t, allZones+" {\npods insecure\n}", store), slices.Concat([]test.Case{v4, v6, other, srv},
+			nodata("10-244-1-6.prod.pod.cluster.local.", tAAAA, tTXT),
 			nodata("prod.pod.cluster.local.", tA),
 			nxdomain("db-0.prod.pod.cluster.local.", tA),
 			nxdomain("10-244-1-6.none.pod.cluster.local.", tA)))
 	})
 	t.Run("verified", func(t *testing.T) {
-		check(t, newPlugin(t, allZones+" {\npods verified\n}", store), slices.Concat([]test.Case{v4, v6},
+		check(t, newPlugin(t, allZones+" {\npods verified\n}", store), slices.Concat([]test.Case{v4, v6, srv},
 			nodata("10-244-1-6.prod.pod.cluster.local.", tAAAA),
 			nxdomain("192-0-2-1.prod.pod.cluster.local.", tA),
 			nxdomain("10-244-1-6.default.pod.cluster.local.", tA)))
@@ -217,6 +220,15 @@ func TestApex(t *testing.T) {
 		{Qname: "cluster.local.", Qtype: tNS, Answer: records("cluster.local. 5 IN NS kube-dns.kube-system.svc.cluster.local."),
 			Extra: records("kube-dns.kube-system.svc.cluster.local. 5 IN A 10.96.0.10")},
 		answer("ns.dns.cluster.local.", tA, "ns.dns.cluster.local. 5 IN A 10.96.0.10"),
+	})
+	// With a headless one, NS names the endpoints that share our slice, and no others.
+	store = nt.Store(append(cluster(), nt.Headless("kube-system/dns", "dns/UDP/53"),
+		nt.Slice("kube-system/dns-a", "dns", "dns/UDP/53", nt.Ready("10.244.0.53", "a", ""), nt.Ready("10.244.0.54", "b", "")),
+		nt.Slice("kube-system/dns-b", "dns", "dns/UDP/53", nt.Ready("10.244.0.55", "c", "")))...)
+	check(t, newPlugin(t, allZones, store), []test.Case{
+		{Qname: "cluster.local.", Qtype: tNS,
+			Answer: records("cluster.local. 5 IN NS a.dns.kube-system.svc.cluster.local.", "cluster.local. 5 IN NS b.dns.kube-system.svc.cluster.local."),
+			Extra:  records("a.dns.kube-system.svc.cluster.local. 5 IN A 10.244.0.53", "b.dns.kube-system.svc.cluster.local. 5 IN A 10.244.0.54")},
 	})
 }
 
