@@ -42,6 +42,7 @@ type program struct {
 	restarts int
 	ready    bool
 	why      string // why it is not ready
+	died     string // how it ended since it was last ready: worth more than what it says while starting again
 }
 
 // ProgramStatus is what a program of a node is doing.
@@ -60,6 +61,9 @@ func (p *program) status() ProgramStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := ProgramStatus{Ready: p.ready, Since: p.since, Restarts: p.restarts, Why: p.why, Log: p.log}
+	if p.died != "" && p.why != p.died {
+		s.Why = p.died + "; started again: " + p.why
+	}
 	if p.cmd != nil {
 		s.PID = p.cmd.Process.Pid
 	}
@@ -92,7 +96,7 @@ func (p *program) run(ctx context.Context) {
 			why += ", its last words: " + last[0]
 		}
 		p.set(func() {
-			p.cmd, p.ready, p.since, p.why = nil, false, time.Now(), why
+			p.cmd, p.ready, p.since, p.why, p.died = nil, false, time.Now(), why, why
 			p.restarts++
 		})
 		select {
@@ -171,6 +175,9 @@ func (p *program) answered(err error) {
 	same := p.ready == (err == nil) && p.why == why
 	turned := p.ready != (err == nil)
 	p.ready, p.why = err == nil, why
+	if err == nil {
+		p.died = ""
+	}
 	if turned {
 		p.since = time.Now()
 	}
