@@ -53,7 +53,11 @@ demo-down: ## remove every trace of the playground
 .PHONY: test
 test: build deps ## run every test: units, kernel tests in network namespaces, the playground (root)
 	CGO_ENABLED=1 $(GOTEST) -- -race -timeout 20m ./internal/... ./plugin/... ./netagent/... ./cni/... ./coredns-build/...
-	$(GOTEST) -- -timeout 40m ./test/...
+	$(GOTEST) -- -timeout 40m ./deploy/... ./test/...
+
+.PHONY: images
+images: build ## write bin/images/*.tar, container images that `ctr images import` takes
+	go run ./deploy/images
 
 .PHONY: oracle
 oracle: ## compare our CoreDNS with the stock one, query by query (builds the stock one)

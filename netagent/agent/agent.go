@@ -65,6 +65,13 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		wg.Go(func() { a.serve(ctx, l, a.healthHandler()) })
 	}
+	if cfg.HealthzBind != "" {
+		l, err := listenProxyHealth(ctx, cfg.HealthzBind)
+		if err != nil {
+			return err
+		}
+		wg.Go(func() { a.serve(ctx, l, a.proxyHealthHandler()) })
+	}
 	wg.Go(func() {
 		if err := a.runSource(ctx); err != nil && ctx.Err() == nil {
 			cancel(fmt.Errorf("read the cluster from %s: %w", cfg.source(), err))
@@ -208,6 +215,9 @@ func (a *Agent) runSource(ctx context.Context) error {
 	rest, err := kube.Config(a.cfg.Kubeconfig, a.cfg.Context)
 	if err != nil {
 		return err
+	}
+	if a.cfg.Kubeconfig == "" {
+		go explainUnreachable(ctx, a.log, rest.Host)
 	}
 	return kube.Run(ctx, rest, a.store, kube.Options{Kinds: model.Kinds, Logger: a.log, Problems: a.setProblems})
 }

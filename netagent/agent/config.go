@@ -31,6 +31,7 @@ type Config struct {
 	Port        int    // VXLAN UDP port
 	ServiceMode string // one of ServiceModes
 	HTTP        string // host:port of health and metrics; empty = off
+	HealthzBind string // host:port of what kube-proxy's health port answers; empty = off
 	Version     string
 	Log         *slog.Logger
 }

@@ -39,7 +39,7 @@ func newIPTablesWith(log *slog.Logger, find func(ipv6 bool) (*ipt.Tool, error)) 
 		}
 		tool, err := find(ipv6)
 		if err != nil {
-			return nil, fmt.Errorf("service mode iptables, %s: %w", name, err)
+			return nil, hintImage(fmt.Errorf("service mode iptables, %s: %w", name, err))
 		}
 		p.families = append(p.families, &iptablesFamily{name: name, tool: tool, renderer: iptables.New(ipv6)})
 	}

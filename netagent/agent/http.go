@@ -77,6 +77,7 @@ func (a *Agent) healthHandler() http.Handler {
 	m.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, a.notReady())
 	})
+	m.HandleFunc("GET /proxyMode", a.answerProxyMode)
 	m.Handle("GET /metrics", promhttp.HandlerFor(a.registry(), promhttp.HandlerOpts{}))
 	return m
 }

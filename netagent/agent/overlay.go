@@ -55,7 +55,7 @@ func newOverlay(cfg overlayConfig, store *model.Store, log *slog.Logger) (*podNe
 	if err != nil {
 		return nil, fmt.Errorf("overlay: %w", err)
 	}
-	h, err := link.OpenAt(ns.Fd())
+	h, err := link.OpenAt(-1) // the thread is in ns: see NS.Here
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("overlay: %w", err), ns.Close())
 	}

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	vnetns "github.com/vishvananda/netns"
+
+	"github.com/braidnet/braid/internal/kernel/netns"
 )
 
 const (
@@ -80,19 +83,19 @@ func (o *podNetwork) follow(ctx context.Context, hits chan<- struct{}) error {
 		subscribe(ctx, cancel, &wg, hits, func(ch chan netlink.LinkUpdate, ns *vnetns.NsHandle, broken func(error)) error {
 			return netlink.LinkSubscribeWithOptions(ch, ctx.Done(), netlink.LinkSubscribeOptions{
 				Namespace: ns, ErrorCallback: broken, ReceiveBufferSize: eventBuffer, ReceiveBufferForceSize: true})
-		}, func(u netlink.LinkUpdate) bool { return o.current().hitLink(u) }, o.ns.Fd()),
+		}, func(u netlink.LinkUpdate) bool { return o.current().hitLink(u) }, o.ns),
 		subscribe(ctx, cancel, &wg, hits, func(ch chan netlink.AddrUpdate, ns *vnetns.NsHandle, broken func(error)) error {
 			return netlink.AddrSubscribeWithOptions(ch, ctx.Done(), netlink.AddrSubscribeOptions{
 				Namespace: ns, ErrorCallback: broken, ReceiveBufferSize: eventBuffer, ReceiveBufferForceSize: true})
-		}, func(u netlink.AddrUpdate) bool { return o.current().hitAddr(u) }, o.ns.Fd()),
+		}, func(u netlink.AddrUpdate) bool { return o.current().hitAddr(u) }, o.ns),
 		subscribe(ctx, cancel, &wg, hits, func(ch chan netlink.RouteUpdate, ns *vnetns.NsHandle, broken func(error)) error {
 			return netlink.RouteSubscribeWithOptions(ch, ctx.Done(), netlink.RouteSubscribeOptions{
 				Namespace: ns, ErrorCallback: broken, ReceiveBufferSize: eventBuffer, ReceiveBufferForceSize: true})
-		}, func(u netlink.RouteUpdate) bool { return o.current().hitRoute(u) }, o.ns.Fd()),
+		}, func(u netlink.RouteUpdate) bool { return o.current().hitRoute(u) }, o.ns),
 		subscribe(ctx, cancel, &wg, hits, func(ch chan netlink.NeighUpdate, ns *vnetns.NsHandle, broken func(error)) error {
 			return netlink.NeighSubscribeWithOptions(ch, ctx.Done(), netlink.NeighSubscribeOptions{
 				Namespace: ns, ErrorCallback: broken, ReceiveBufferSize: eventBuffer, ReceiveBufferForceSize: true})
-		}, func(u netlink.NeighUpdate) bool { return o.current().hitNeigh(u) }, o.ns.Fd()),
+		}, func(u netlink.NeighUpdate) bool { return o.current().hitNeigh(u) }, o.ns),
 	)
 	if err == nil {
 		hit(hits)
@@ -106,8 +109,13 @@ func (o *podNetwork) follow(ctx context.Context, hits chan<- struct{}) error {
 
 // subscribe opens one subscription and tests its events until its channel closes, which ends follow.
 func subscribe[E any](ctx context.Context, cancel context.CancelCauseFunc, wg *sync.WaitGroup, hits chan<- struct{},
-	open func(chan E, *vnetns.NsHandle, func(error)) error, contradicts func(E) bool, fd int) error {
-	ch, ns := make(chan E, 256), vnetns.NsHandle(fd)
+	open func(chan E, *vnetns.NsHandle, func(error)) error, contradicts func(E) bool, in *netns.NS) error {
+	ch, ns := make(chan E, 256), vnetns.NsHandle(in.Fd())
+	runtime.LockOSThread() // Here speaks of one thread: the socket must be made on it
+	defer runtime.UnlockOSThread()
+	if in.Here() {
+		ns = vnetns.None()
+	}
 	var mu sync.Mutex
 	var last error
 	err := open(ch, &ns, func(err error) {

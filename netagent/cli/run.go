@@ -20,7 +20,8 @@ func runFlags(f *pflag.FlagSet, c *agent.Config) {
 	f.IntVar(&c.VNI, "vni", c.VNI, "VXLAN network identifier")
 	f.IntVar(&c.Port, "vxlan-port", c.Port, "VXLAN UDP port")
 	f.StringVar(&c.ServiceMode, "service-mode", c.ServiceMode, "how services are translated: auto, nftables, iptables or none")
-	f.StringVar(&c.HTTP, "http", c.HTTP, "address of /healthz, /readyz and /metrics; empty = off")
+	f.StringVar(&c.HTTP, "http", c.HTTP, "address of /healthz, /readyz, /metrics and /proxyMode; empty = off")
+	f.StringVar(&c.HealthzBind, "healthz-bind-address", c.HealthzBind, "address of /healthz and /livez as kube-proxy answers them, for load balancers (:10256); empty = off")
 }
 
 func newRun() *cobra.Command {

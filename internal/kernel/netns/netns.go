@@ -98,6 +98,13 @@ func away(fn func() error) (err error) {
 	return fn()
 }
 
+// Here tells whether the calling thread is in the namespace. A socket made there needs no way in:
+// entering a namespace takes CAP_SYS_ADMIN, even one's own.
+func (n *NS) Here() bool {
+	var own, other unix.Stat_t
+	return unix.Stat(threadSelf, &own) == nil && unix.Fstat(n.Fd(), &other) == nil && own.Dev == other.Dev && own.Ino == other.Ino
+}
+
 // Fd is the open descriptor, for netlink attributes and sockets. It is valid
 // until Close.
 func (n *NS) Fd() int { return int(n.file.Fd()) }

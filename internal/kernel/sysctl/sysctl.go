@@ -2,13 +2,16 @@
 package sysctl
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 )
 
-const root = "/proc/sys"
+// root is where the parameters are. A container sees /proc/sys read-only, so one that may set those of
+// the network is given the machine's /proc/sys/net at another place and told so with BRAID_PROC_SYS.
+var root = cmp.Or(os.Getenv("BRAID_PROC_SYS"), "/proc/sys")
 
 // Forwarding returns the parameter that makes a node route packets of a family.
 //

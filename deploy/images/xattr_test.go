@@ -1,0 +1,18 @@
+package main
+
+import (
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// attribute reads security.capability of a file.
+func attribute(t *testing.T, path string) []byte {
+	t.Helper()
+	buf := make([]byte, 64)
+	n, err := unix.Getxattr(path, "security.capability", buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return buf[:n]
+}
