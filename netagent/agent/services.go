@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -79,14 +80,14 @@ var dataplanes = []struct {
 
 // chooseDataplane returns the renderer for the mode and those whose rules must not stay beside it.
 func chooseDataplane(mode string, log *slog.Logger) (chosen service.Dataplane, others []service.Dataplane, err error) {
-	var reasons []any
+	var reasons []string
 	for _, d := range dataplanes {
 		dp, e := d.new(log)
 		switch {
 		case e != nil && mode == d.mode:
 			return nil, nil, fmt.Errorf("service mode %s cannot work here: %w", mode, e)
 		case e != nil:
-			reasons = append(reasons, d.mode, e)
+			reasons = append(reasons, e.Error())
 		case chosen == nil && (mode == "auto" || mode == d.mode):
 			chosen = dp
 		default:
@@ -94,9 +95,9 @@ func chooseDataplane(mode string, log *slog.Logger) (chosen service.Dataplane, o
 		}
 	}
 	if chosen == nil {
-		return nil, nil, fmt.Errorf("no service mode works here: %v", reasons)
+		return nil, nil, fmt.Errorf("no service mode works here: %s", strings.Join(reasons, "; "))
 	}
-	log.Info("service mode", "mode", chosen.Name(), "asked", mode, "refused", fmt.Sprint(reasons...))
+	log.Info("service mode", "mode", chosen.Name(), "asked", mode, "refused", strings.Join(reasons, "; "))
 	return chosen, others, nil
 }
 
