@@ -11,6 +11,7 @@ import (
 
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/internal/reconcile"
+	"github.com/braidnet/braid/netagent/install"
 )
 
 // Conflist is the file name of the CNI configuration. Runtimes take the first file by name.
@@ -58,7 +59,10 @@ func (a *Agent) cniStep(context.Context) (reconcile.Outcome, error) {
 		return out, nil
 	}
 	out.Changes = []string{"wrote " + path}
-	return out, writeFileAtomic(path, want, 0o644)
+	if err := os.MkdirAll(a.cfg.CNIConfDir, 0o755); err != nil {
+		return out, err
+	}
+	return out, install.Replace(path, want, 0o644)
 }
 
 func (a *Agent) conflist(node *model.Node) cniConflist {
@@ -70,44 +74,4 @@ func (a *Agent) conflist(node *model.Node) cniConflist {
 		p.IPAM.Ranges = append(p.IPAM.Ranges, []cniRange{{c}})
 	}
 	return cniConflist{Version: "1.0.0", Name: "braid", Plugins: []cniPlugin{p}}
-}
-
-// writeFileAtomic replaces a file so that a reader or a power cut sees the old or the new content,
-// never half of it. The temporary name has no suffix that a CNI runtime would read.
-func writeFileAtomic(path string, data []byte, mode os.FileMode) (err error) {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, ".braid-*.tmp")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err = f.Write(data); err != nil {
-		return err
-	}
-	if err = f.Chmod(mode); err != nil {
-		return err
-	}
-	if err = f.Sync(); err != nil {
-		return err
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

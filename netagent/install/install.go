@@ -45,7 +45,7 @@ func Plugin(src, dir string) (changed bool, err error) {
 	if same(dst, data) {
 		return false, nil
 	}
-	if err := replace(dst, data); err != nil {
+	if err := Replace(dst, data, mode); err != nil {
 		return false, explain(dir, fmt.Errorf("install CNI plugin %s: %w", dst, err))
 	}
 	return true, nil
@@ -136,9 +136,11 @@ func same(dst string, want []byte) bool {
 // mode is that of an installed plugin.
 const mode fs.FileMode = 0o755
 
-// replace puts a new file in the place of dst: data on disk first, then the name, then the folder.
-// Writing into dst instead would fail while the plugin runs (ETXTBSY), and a runtime could start half a file.
-func replace(dst string, data []byte) (err error) {
+// Replace writes a file so that a reader or a power cut sees the old or the new content, never half
+// of it: temporary file beside it, fsync, rename, fsync of the folder. Writing into dst
+// instead would fail while a plugin runs (ETXTBSY). The temporary name begins with a dot and has no
+// ending that a CNI runtime would read.
+func Replace(dst string, data []byte, mode fs.FileMode) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(dst), temporary)
 	if err != nil {
 		return err
