@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -45,20 +44,13 @@ func start(t *testing.T, manifests string) (cfg Config, stop func() error) {
 // ask gets the report once it satisfies cond.
 func ask(t *testing.T, cfg Config, what string, cond func(status.Report) bool) status.Report {
 	t.Helper()
-	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", cfg.Socket())
-	}}}
-	defer client.CloseIdleConnections()
 	var r status.Report
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		resp, err := client.Get("http://agent/status")
+		got, err := status.Fetch(t.Context(), cfg.Socket())
 		if err != nil {
 			continue
 		}
-		r = status.Report{}
-		err = json.NewDecoder(resp.Body).Decode(&r)
-		resp.Body.Close()
-		if err == nil && cond(r) {
+		if r = *got; cond(r) {
 			return r
 		}
 	}

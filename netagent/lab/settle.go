@@ -1,9 +1,8 @@
 package lab
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -48,12 +47,8 @@ func (d *daemon) caughtUp(ctx context.Context, t time.Time) bool {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	for _, n := range d.o.nodes() {
-		r := new(status.Report)
-		socket := filepath.Join(d.p.node(n.name, "run"), "netagent.sock")
-		body, err := get(ctx, "http://agent/status", func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		})
-		if err != nil || json.Unmarshal([]byte(body), r) != nil || !r.OK() || r.Current.Before(t) {
+		r, err := status.Fetch(ctx, filepath.Join(d.p.node(n.name, "run"), "netagent.sock"))
+		if err != nil || !r.OK() || r.Current.Before(t) {
 			return false
 		}
 		for _, s := range r.Subsystems {
@@ -62,11 +57,11 @@ func (d *daemon) caughtUp(ctx context.Context, t time.Time) bool {
 			}
 		}
 		ns := nsPath(d.p.nodeNS(n.name))
-		body, err = get(ctx, "http://"+dnsMetrics+"/metrics", func(ctx context.Context, network, addr string) (net.Conn, error) {
+		page, err := get(ctx, "http://"+dnsMetrics+"/metrics", func(ctx context.Context, network, addr string) (net.Conn, error) {
 			return dialNS(ctx, ns, network, addr)
 		})
 		// A Corefile of the user's may serve no metrics; its names are then not waited for.
-		if err == nil && metric(body, "braid_dns_source_current_timestamp_seconds") < float64(t.UnixMilli())/1000 {
+		if err == nil && metric(page, "braid_dns_source_current_timestamp_seconds") < float64(t.UnixMilli())/1000 {
 			return false
 		}
 	}
@@ -87,9 +82,8 @@ func get(ctx context.Context, url string, dial func(context.Context, string, str
 		return "", err
 	}
 	defer resp.Body.Close()
-	var out strings.Builder
-	_, err = bufio.NewReader(resp.Body).WriteTo(&out)
-	return out.String(), err
+	page, err := io.ReadAll(resp.Body)
+	return string(page), err
 }
 
 // metric reads the first sample of a series from a page of metrics, or 0.
