@@ -25,12 +25,18 @@ const (
 	KindService       Kind = "Service"
 	KindEndpointSlice Kind = "EndpointSlice"
 	KindNetworkPolicy Kind = "NetworkPolicy"
+	KindServiceCIDR   Kind = "ServiceCIDR"
 )
 
 // Kinds lists every kind of the model in the order in which a source should load them.
-var Kinds = []Kind{KindNamespace, KindNode, KindService, KindEndpointSlice, KindPod, KindNetworkPolicy}
+var Kinds = []Kind{KindNamespace, KindNode, KindServiceCIDR, KindService, KindEndpointSlice, KindPod, KindNetworkPolicy}
 
-// Key identifies an object of one kind. Namespace is empty for Nodes and Namespaces.
+// ClusterWide reports whether objects of the kind belong to no namespace.
+func (k Kind) ClusterWide() bool {
+	return k == KindNamespace || k == KindNode || k == KindServiceCIDR
+}
+
+// Key identifies an object of one kind. Namespace is empty for kinds that are ClusterWide.
 type Key struct {
 	Namespace, Name string
 }
@@ -206,6 +212,12 @@ type Service struct {
 	TrafficDistribution string
 	HealthCheckNodePort uint16
 	PublishNotReady     bool
+}
+
+// ServiceCIDR is a range that the API server allocates cluster IPs from (KEP-1880).
+type ServiceCIDR struct {
+	Origin
+	CIDRs []netip.Prefix // masked
 }
 
 // EndpointPort is a port of an EndpointSlice, matched to a ServicePort by Name.

@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/braidnet/braid/internal/model"
 )
@@ -171,4 +172,14 @@ func (c *converter) endpoint(path string, o *discoveryv1.Endpoint, s *model.Endp
 		}
 	}
 	return e
+}
+
+func (c *converter) serviceCIDR(o *networkingv1.ServiceCIDR, origin model.Origin) *model.ServiceCIDR {
+	out := &model.ServiceCIDR{Origin: origin}
+	for i, text := range o.Spec.CIDRs {
+		if p, ok := c.prefix(fmt.Sprintf("spec.cidrs[%d]", i), text); ok {
+			out.CIDRs = append(out.CIDRs, p)
+		}
+	}
+	return out
 }

@@ -31,12 +31,14 @@ func Known(apiVersion, kind string) runtime.Object {
 		return &discoveryv1.EndpointSlice{}
 	case "networking.k8s.io/v1 NetworkPolicy":
 		return &networkingv1.NetworkPolicy{}
+	case "networking.k8s.io/v1 ServiceCIDR":
+		return &networkingv1.ServiceCIDR{}
 	}
 	return nil
 }
 
 // RefOf returns the identity of an object of one of the Known types, and whether it is one. Objects
-// of a namespace that give none are in namespace "default"; Nodes and Namespaces have none.
+// of a namespace that give none are in namespace "default"; kinds that are cluster-wide have none.
 func RefOf(obj runtime.Object) (model.Ref, bool) {
 	var kind model.Kind
 	switch obj.(type) {
@@ -52,6 +54,8 @@ func RefOf(obj runtime.Object) (model.Ref, bool) {
 		kind = model.KindEndpointSlice
 	case *networkingv1.NetworkPolicy:
 		kind = model.KindNetworkPolicy
+	case *networkingv1.ServiceCIDR:
+		kind = model.KindServiceCIDR
 	default:
 		return model.Ref{}, false
 	}
@@ -63,7 +67,7 @@ func RefOf(obj runtime.Object) (model.Ref, bool) {
 // gives, where an empty namespace means "default" for kinds that have one.
 func Ref(kind model.Kind, namespace, name string) model.Ref {
 	switch {
-	case kind == model.KindNamespace || kind == model.KindNode:
+	case kind.ClusterWide():
 		namespace = ""
 	case namespace == "":
 		namespace = metav1.NamespaceDefault
@@ -103,7 +107,7 @@ func (e Errors) Unwrap() []error {
 }
 
 // Convert returns the model's value of a Kubernetes object: a *corev1.Namespace, Node, Pod or
-// Service, a *discoveryv1.EndpointSlice or a *networkingv1.NetworkPolicy. Of origin only File and
+// Service, a *discoveryv1.EndpointSlice, a *networkingv1.NetworkPolicy or ServiceCIDR. Of origin only File and
 // Line are used. EndpointSlices of addressType FQDN give nil and no error: the model has no use for
 // them. An error is of type Errors unless the type of obj is none of these. Maps and strings of obj
 // are shared with the result; obj itself is not kept.
@@ -133,6 +137,8 @@ func Convert(obj runtime.Object, origin model.Origin) (model.Object, error) {
 		}
 	case *networkingv1.NetworkPolicy:
 		out = c.policy(o, origin)
+	case *networkingv1.ServiceCIDR:
+		out = c.serviceCIDR(o, origin)
 	}
 	if len(c.errs) > 0 {
 		return nil, c.errs

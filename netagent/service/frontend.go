@@ -7,6 +7,7 @@ package service
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/braidnet/braid/internal/model"
 )
@@ -64,6 +65,7 @@ type Masquerade uint8
 const (
 	MasqueradeForeign Masquerade = iota + 1 // every source that is not a pod of this node (cluster IPs)
 	MasqueradeAll                           // every source (node ports, load balancer IPs: the reply must come back through here)
+	MasqueradeNone                          // no source: Backends are on this node, and see the client's own address
 )
 
 // Empty says what happens to a new connection when a frontend has no backend.
@@ -75,17 +77,40 @@ const (
 	Drop                // silently dropped: it has endpoints, but a traffic policy forbids all of them here
 )
 
-// Frontend is one address that a service answers on, with everything a renderer needs. Backends are
-// sorted and distinct, so that equal frontends are equal values.
+// Frontend is one address that a service answers on, with everything a renderer needs. Backends and
+// Inside are sorted and distinct, so that equal frontends are equal values.
 type Frontend struct {
 	Key
 	Origin     model.Origin // the Service
 	PortName   string
 	Backends   []Backend
 	Masquerade Masquerade
-	Empty      Empty  // meaningful when Backends is empty
+	Empty      Empty  // what becomes of connections that get Backends when there are none
 	Why        string // why there is no backend; empty when there are some
+
+	// Inside is the short-cut of externalTrafficPolicy Local: what pods of this node and the node itself
+	// get in place of Backends, which are then for clients outside. The policy keeps the address of
+	// clients; these are at no distance, so all endpoints serve them, as by the cluster IP. Pods keep
+	// their address there, the node's own connections are masqueraded. Nil: there is no short-cut.
+	Inside []Backend
+
+	// Affinity is how long a client address stays with its backend since its last new connection; 0:
+	// each connection is balanced on its own. Frontends with equal SessionName share the memory of who
+	// went where (spec.sessionAffinity is the Service's, not an address's); a backend that is not
+	// usable by the frontend at hand is forgotten.
+	Affinity time.Duration
+
+	// Sources are the clients that may use the frontend, merged and sorted (spec.loadBalancerSourceRanges); Filtered
+	// says whether they count: others are dropped before translation. Filtered without Sources keeps everybody out.
+	Filtered bool
+	Sources  []netip.Prefix
 }
+
+// SessionName names the service port whose frontends share session affinity: "namespace/name:port/TCP".
+func (f *Frontend) SessionName() string { return f.Name() + "/" + f.Protocol.String() }
+
+// Local reports whether the frontend has a short-cut for this node's own connections.
+func (f *Frontend) Local() bool { return f.Masquerade == MasqueradeNone }
 
 // Name prints "namespace/name" or "namespace/name:port", the text that rule comments carry.
 func (f *Frontend) Name() string {
@@ -95,10 +120,17 @@ func (f *Frontend) Name() string {
 	return f.Origin.Key.String() + ":" + f.PortName
 }
 
-// Net is what translation needs to know about pod addresses.
+// Net is what translation needs to know about addresses. All lists are sorted and distinct.
 type Net struct {
 	LocalPods   []netip.Prefix // this node's pod CIDRs
 	ClusterPods []netip.Prefix // the pod CIDRs of all nodes: traffic from LocalPods to these is never masqueraded
+	// Services are the ranges of cluster IPs. New connections to an address in them which is no cluster
+	// IP of a frontend are dropped, rather than sent out by the default route; those to a cluster IP
+	// by a port that is none of its frontends' are refused.
+	Services []netip.Prefix
+	// NodePorts are the addresses of this node that serve node ports: those of its own in these ranges,
+	// loopback never. Both families are listed, a family that serves everywhere with its 0.0.0.0/0 or ::/0.
+	NodePorts []netip.Prefix
 }
 
 // Delta is what changed since the last Flush. A frontend in Set replaces the one with its Key.

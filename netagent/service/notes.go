@@ -18,40 +18,6 @@ type Note struct {
 // String prints "Service default/web: spec.sessionAffinity: ...".
 func (n Note) String() string { return fmt.Sprintf("%s: %s: %s", n.Origin, n.Field, n.Text) }
 
-// notes writes down what the Service asks for beyond this release and reports whether its
-// load-balancer addresses must stay closed: a filter that is not enforced must not become an open door.
-func (b *builder) notes() (noLB bool) {
-	s := b.svc
-	if s.Affinity > 0 {
-		b.note("spec.sessionAffinity", "ClientIP is not kept: each connection is balanced on its own")
-	}
-	if s.ExternalLocal && external(s) {
-		b.note("spec.externalTrafficPolicy", "Local is treated as Cluster: all endpoints are used and the client's address is replaced by the node's")
-	}
-	if len(s.ExternalIPs) > 0 {
-		b.note("spec.externalIPs", "not programmed: anybody who may write a Service could take over any address with them (CVE-2020-8554)")
-	}
-	if s.Type == model.LoadBalancer && filtered(s) {
-		b.note("spec.loadBalancerSourceRanges", "not enforced yet, so the load balancer addresses are not programmed at all; cluster IPs and node ports work")
-		return true
-	}
-	return false
-}
-
-func (b *builder) note(field, text string) {
-	b.plan.notes = append(b.plan.notes, Note{Origin: b.svc.Origin, Field: field, Text: text})
-}
-
-// filtered reports whether loadBalancerSourceRanges excludes anybody: a range of length 0 admits all.
-func filtered(s *model.Service) bool {
-	for _, r := range s.SourceRanges {
-		if r.Bits() == 0 {
-			return false
-		}
-	}
-	return len(s.SourceRanges) > 0
-}
-
 // Notes lists, as of the last Flush and sorted by service, what Services ask for and do not get,
 // including addresses that another Service holds.
 func (p *Planner) Notes() []Note {

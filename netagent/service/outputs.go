@@ -101,7 +101,8 @@ func (o *outputs) settle(touched map[slot]struct{}) (d Delta) {
 func equalFrontends(a, b *Frontend) bool {
 	return a.Key == b.Key && a.Origin.Ref == b.Origin.Ref && a.PortName == b.PortName &&
 		a.Masquerade == b.Masquerade && a.Empty == b.Empty && a.Why == b.Why &&
-		slices.Equal(a.Backends, b.Backends)
+		a.Affinity == b.Affinity && a.Filtered == b.Filtered &&
+		slices.Equal(a.Backends, b.Backends) && slices.Equal(a.Inside, b.Inside) && slices.Equal(a.Sources, b.Sources)
 }
 
 func compareKeys(a, b Key) int {

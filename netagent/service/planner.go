@@ -1,15 +1,23 @@
 package service
 
 import (
+	"net/netip"
 	"slices"
 	"sync"
 
 	"github.com/braidnet/braid/internal/model"
 )
 
-// Config says for which node a Planner plans.
+// Config says for which node a Planner plans, and what its administrator decided.
 type Config struct {
-	Node string // name of the Node this agent runs on: decides what is local and which hints apply
+	Node          string // name of the Node this agent runs on: decides what is local and which hints apply
+	MasqueradeAll bool   // cluster IPs hide pods' addresses too, for networks that cannot route replies
+	// ExternalIPs are the ranges in which spec.externalIPs of Services count; empty: nowhere.
+	ExternalIPs []netip.Prefix
+	// NodePortAddresses are the addresses of this node that serve node ports; empty: all. NodePortPrimary
+	// means the node's InternalIPs instead.
+	NodePortAddresses []netip.Prefix
+	NodePortPrimary   bool
 }
 
 // Planner turns the cluster's Services and EndpointSlices into the frontends of one node.
@@ -18,22 +26,22 @@ type Config struct {
 // the services that were touched since and says what changed. Neither loops over all services, unless
 // this node's own zone changed. All methods may be called from different goroutines.
 type Planner struct {
-	node string
-	in   inputs
-	out  outputs
+	in  inputs
+	out outputs
 }
 
 // NewPlanner returns a planner that knows nothing yet.
 func NewPlanner(c Config) *Planner {
 	return &Planner{
-		node: c.Node,
 		in: inputs{
-			node:     c.Node,
+			at:       place{Config: c},
+			cidrs:    map[model.Key][]netip.Prefix{},
 			services: map[model.Key]*model.Service{},
 			slices:   map[model.Key]map[model.Key]*model.EndpointSlice{},
 			owner:    map[model.Key]model.Key{},
 			dirty:    map[model.Key]struct{}{},
 			pods:     newPodNets(),
+			netDirty: true,
 		},
 		out: outputs{
 			plans:     map[model.Key]plan{},
@@ -60,6 +68,9 @@ func (p *Planner) Apply(rev uint64, changes []model.Change) {
 		case model.KindNode:
 			node, _ := c.New.(*model.Node)
 			p.in.setNode(c.Name, node)
+		case model.KindServiceCIDR:
+			cidr, _ := c.New.(*model.ServiceCIDR)
+			p.in.setCIDR(c.Key, cidr)
 		}
 	}
 }
@@ -81,7 +92,7 @@ func (p *Planner) Flush() Delta {
 	work := p.in.take()
 	touched := map[slot]struct{}{}
 	for _, j := range work.jobs {
-		p.out.replace(j.key, compute(j, p.node, work.zone), touched)
+		p.out.replace(j.key, compute(j, work.at), touched)
 	}
 	d := p.out.settle(touched)
 	d.Rev = work.rev
@@ -107,12 +118,12 @@ func (p *Planner) All() ([]Frontend, Net) {
 // inputs indexes the objects of the cluster by what depends on them: one Service.
 type inputs struct {
 	mu       sync.Mutex
-	node     string
+	at       place
 	rev      uint64
 	services map[model.Key]*model.Service
 	slices   map[model.Key]map[model.Key]*model.EndpointSlice // service -> slice name -> slice
 	owner    map[model.Key]model.Key                          // slice -> service it was last indexed under
-	zone     string                                           // topology.kubernetes.io/zone of this node
+	cidrs    map[model.Key][]netip.Prefix                     // of ServiceCIDRs
 	pods     podNets
 	dirty    map[model.Key]struct{} // services to recompute
 	netDirty bool
@@ -138,7 +149,8 @@ func (in *inputs) setSlice(k model.Key, slice *model.EndpointSlice) {
 		delete(in.owner, k)
 		in.dirty[was] = struct{}{}
 	}
-	if slice == nil || slice.Service.Name == "" {
+	// Slices of headless services, as their controller labels them, are no proxy's business.
+	if slice == nil || slice.Service.Name == "" || hasLabel(slice.Labels, labelHeadless) {
 		return
 	}
 	svc := slice.Service
@@ -154,20 +166,53 @@ func (in *inputs) setNode(name string, node *model.Node) {
 	if in.pods.set(name, node) {
 		in.netDirty = true
 	}
-	if name != in.node {
+	if name != in.at.Node {
 		return
 	}
-	zone := ""
+	var zone string
+	var addrs []netip.Addr
 	if node != nil {
-		zone = node.Labels[labelZone]
+		zone, addrs = node.Labels[labelZone], node.InternalIPs
 	}
-	if zone == in.zone {
+	moved := !slices.Equal(addrs, in.at.addrs)
+	if zone == in.at.zone && !moved {
 		return
 	}
-	in.zone = zone
+	in.at.zone, in.at.addrs = zone, addrs
+	in.netDirty = in.netDirty || moved
 	for k := range in.services { // hints name zones: another zone may mean other backends anywhere
 		in.dirty[k] = struct{}{}
 	}
+}
+
+func (in *inputs) setCIDR(k model.Key, cidr *model.ServiceCIDR) {
+	if cidr == nil {
+		delete(in.cidrs, k)
+	} else {
+		in.cidrs[k] = cidr.CIDRs
+	}
+	in.netDirty = true
+}
+
+// net gathers what translation needs to know about addresses.
+func (in *inputs) net() Net {
+	n := in.pods.net(in.at.Node)
+	for _, list := range in.cidrs {
+		n.Services = append(n.Services, list...)
+	}
+	n.Services = merge(n.Services)
+	switch {
+	case in.at.NodePortPrimary:
+		for _, a := range in.at.addrs {
+			n.NodePorts = append(n.NodePorts, netip.PrefixFrom(a, a.BitLen()))
+		}
+	case len(in.at.NodePortAddresses) > 0:
+		n.NodePorts = slices.Clone(in.at.NodePortAddresses)
+	default:
+		n.NodePorts = []netip.Prefix{netip.PrefixFrom(unspecified(true), 0), netip.PrefixFrom(unspecified(false), 0)}
+	}
+	n.NodePorts = merge(n.NodePorts)
+	return n
 }
 
 // job is one service to recompute, with everything that it depends on.
@@ -181,7 +226,7 @@ type job struct {
 // without holding the lock.
 type work struct {
 	rev  uint64
-	zone string
+	at   place
 	jobs []job
 	net  *Net // nil when unchanged
 }
@@ -189,7 +234,7 @@ type work struct {
 func (in *inputs) take() work {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	w := work{rev: in.rev, zone: in.zone, jobs: make([]job, 0, len(in.dirty))}
+	w := work{rev: in.rev, at: in.at, jobs: make([]job, 0, len(in.dirty))}
 	for k := range in.dirty {
 		j := job{key: k, svc: in.services[k]}
 		if j.svc != nil {
@@ -201,7 +246,7 @@ func (in *inputs) take() work {
 	}
 	clear(in.dirty)
 	if in.netDirty {
-		n := in.pods.net(in.node)
+		n := in.net()
 		w.net = &n
 		in.netDirty = false
 	}

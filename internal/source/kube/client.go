@@ -36,6 +36,7 @@ var resources = map[model.Kind]resource{
 	model.KindService:       {corev1.SchemeGroupVersion, "services", &corev1.Service{}},
 	model.KindEndpointSlice: {discoveryv1.SchemeGroupVersion, "endpointslices", &discoveryv1.EndpointSlice{}},
 	model.KindNetworkPolicy: {networkingv1.SchemeGroupVersion, "networkpolicies", &networkingv1.NetworkPolicy{}},
+	model.KindServiceCIDR:   {networkingv1.SchemeGroupVersion, "servicecidrs", &networkingv1.ServiceCIDR{}},
 }
 
 // codecs knows just the three groups that are read: the clientset of client-go links every one there is.
