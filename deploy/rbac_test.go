@@ -61,7 +61,7 @@ func (s *apiServer) closeAfter(t *testing.T) {
 
 // listKinds are the types of the lists that are answered.
 var listKinds = map[string]string{"namespaces": "NamespaceList", "nodes": "NodeList", "pods": "PodList", "services": "ServiceList",
-	"endpointslices": "EndpointSliceList", "networkpolicies": "NetworkPolicyList"}
+	"endpointslices": "EndpointSliceList", "networkpolicies": "NetworkPolicyList", "servicecidrs": "ServiceCIDRList"}
 
 func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := strings.Split(strings.Trim(r.URL.Path, "/"), "/")

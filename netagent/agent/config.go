@@ -5,10 +5,13 @@ package agent
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/braidnet/braid/netagent/service"
 )
 
 // Service modes and overlay backends that a Config accepts.
@@ -30,6 +33,11 @@ type Config struct {
 	VNI         int    // VXLAN network identifier, 1 … 2^24-1
 	Port        int    // VXLAN UDP port
 	ServiceMode string // one of ServiceModes
+	// MasqueradeAll, ExternalIPs (CIDRs, comma-separated) and NodePortAddresses (the same, or "primary"; empty = all)
+	// are explained at service.Config.
+	MasqueradeAll     bool
+	ExternalIPs       string
+	NodePortAddresses string
 	HTTP        string // host:port of health and metrics; empty = off
 	HealthzBind string // host:port of what kube-proxy's health port answers; empty = off
 	Version     string
@@ -72,7 +80,40 @@ func (c *Config) Validate() error {
 	case !filepath.IsAbs(c.RunDir) || !filepath.IsAbs(c.StateDir):
 		return fmt.Errorf("run-dir and state-dir must be absolute paths, not %q and %q", c.RunDir, c.StateDir)
 	}
-	return nil
+	_, err := c.services()
+	return err
+}
+
+// services returns what the service planner is told.
+func (c *Config) services() (service.Config, error) {
+	out := service.Config{Node: c.Node, MasqueradeAll: c.MasqueradeAll}
+	var err error
+	if out.ExternalIPs, err = prefixes(c.ExternalIPs); err != nil {
+		return out, fmt.Errorf("external-ips: %w", err)
+	}
+	if c.NodePortAddresses == "primary" {
+		out.NodePortPrimary = true
+		return out, nil
+	}
+	if out.NodePortAddresses, err = prefixes(c.NodePortAddresses); err != nil {
+		return out, fmt.Errorf("nodeport-addresses: %w, or the word primary", err)
+	}
+	return out, nil
+}
+
+// prefixes reads CIDRs and single addresses, separated by commas.
+func prefixes(list string) (out []netip.Prefix, err error) {
+	for _, text := range strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' }) {
+		p, err := netip.ParsePrefix(text)
+		if a, aerr := netip.ParseAddr(text); aerr == nil {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		if err != nil || p.Addr().Is4In6() || p.Addr().Zone() != "" {
+			return nil, fmt.Errorf("%q is no address range: use CIDRs such as 192.0.2.0/24, separated by commas", text)
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
 }
 
 // Socket is the path of the agent's unix socket.

@@ -31,11 +31,15 @@ type services struct {
 }
 
 func newServices(c Config) (*services, error) {
+	cfg, err := c.services()
+	if err != nil {
+		return nil, err
+	}
 	dp, others, err := chooseDataplane(c.ServiceMode, c.Log)
 	if err != nil {
 		return nil, err
 	}
-	s := &services{planner: service.NewPlanner(service.Config{Node: c.Node}), dataplane: dp, others: others, log: c.Log}
+	s := &services{planner: service.NewPlanner(cfg), dataplane: dp, others: others, log: c.Log}
 	if commits, seen := observed(dp); seen {
 		if s.rules, err = newRuleset(commits); err != nil {
 			s.close()

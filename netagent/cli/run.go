@@ -20,6 +20,9 @@ func runFlags(f *pflag.FlagSet, c *agent.Config) {
 	f.IntVar(&c.VNI, "vni", c.VNI, "VXLAN network identifier")
 	f.IntVar(&c.Port, "vxlan-port", c.Port, "VXLAN UDP port")
 	f.StringVar(&c.ServiceMode, "service-mode", c.ServiceMode, "how services are translated: auto, nftables, iptables or none")
+	f.BoolVar(&c.MasqueradeAll, "masquerade-all", c.MasqueradeAll, "hide the address of pods from services too, where the network cannot carry the replies")
+	f.StringVar(&c.ExternalIPs, "external-ips", c.ExternalIPs, "address ranges in which spec.externalIPs of Services count, separated by commas; empty = nowhere, because with them anybody who may write a Service can take over any address")
+	f.StringVar(&c.NodePortAddresses, "nodeport-addresses", c.NodePortAddresses, "addresses of the node that serve node ports: ranges separated by commas, or primary for the node's InternalIPs; empty = all")
 	f.StringVar(&c.HTTP, "http", c.HTTP, "address of /healthz, /readyz, /metrics and /proxyMode; empty = off")
 	f.StringVar(&c.HealthzBind, "healthz-bind-address", c.HealthzBind, "address of /healthz and /livez as kube-proxy answers them, for load balancers (:10256); empty = off")
 }

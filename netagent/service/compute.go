@@ -91,19 +91,17 @@ func (b *builder) port(port *model.ServicePort, vips []netip.Addr, p *pool) {
 	if port.NodePort != 0 && external(b.svc) {
 		b.add(NodePort, unspecified(ipv4), port, port.NodePort, outside)
 	}
-	for _, a := range b.svc.ExternalIPs {
-		if a.Is4() == ipv4 && b.allowed(a) {
-			b.add(ExternalIP, a, port, port.Port, outside)
-		}
-	}
-	if b.svc.Type != model.LoadBalancer {
-		return
-	}
+	// Load balancers before external IPs: an address that is both keeps the filter of the first.
 	for _, in := range b.svc.Ingress {
-		if in.Addr.IsValid() && !in.Proxy && in.Addr.Is4() == ipv4 {
+		if b.svc.Type == model.LoadBalancer && in.Addr.IsValid() && !in.Proxy && in.Addr.Is4() == ipv4 {
 			f := outside
 			f.Filtered, f.Sources = b.sources(in.Addr)
 			b.add(LoadBalancerIP, in.Addr, port, port.Port, f)
+		}
+	}
+	for _, a := range b.svc.ExternalIPs {
+		if a.Is4() == ipv4 && b.allowed(a) {
+			b.add(ExternalIP, a, port, port.Port, outside)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 
@@ -66,7 +67,7 @@ type lab struct {
 }
 
 func newLab(objects ...model.Object) lab {
-	l := lab{NewPlanner(Config{Node: testNode}), model.NewStore()}
+	l := lab{NewPlanner(Config{Node: testNode, ExternalIPs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}), model.NewStore()}
 	l.store.Subscribe(l.Apply)
 	l.set(objects...)
 	return l
@@ -101,11 +102,22 @@ func (l lab) table() []string {
 }
 
 func outcome(f Frontend) string {
+	text := printBackends(f.Backends)
 	if len(f.Backends) == 0 {
-		return map[Empty]string{Reject: "reject", Drop: "drop"}[f.Empty]
+		text = map[Empty]string{Reject: "reject", Drop: "drop"}[f.Empty]
 	}
+	if len(f.Inside) > 0 {
+		text += ", inside " + printBackends(f.Inside)
+	}
+	if f.Filtered {
+		text += fmt.Sprintf(" for %v", f.Sources)
+	}
+	return text
+}
+
+func printBackends(list []Backend) string {
 	var b []string
-	for _, x := range f.Backends {
+	for _, x := range list {
 		s := x.AddrPort.String()
 		if x.Local {
 			s += "*"

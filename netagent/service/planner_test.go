@@ -96,11 +96,43 @@ func TestFrontendsOfKinds(t *testing.T) {
 			s.Ingress = []model.Ingress{{Addr: netip.MustParseAddr("192.0.2.1")}, {Addr: netip.MustParseAddr("192.0.2.2"), Proxy: true},
 				{Hostname: "lb.example"}, {Addr: netip.MustParseAddr("2001:db8::1")}, {Addr: netip.MustParseAddr("10.96.0.1")}}
 		}, want: []string{"cluster IP 10.96.0.1:80/TCP -> 10.244.1.1:8080*", "load balancer IP 192.0.2.1:80/TCP -> 10.244.1.1:8080*"}},
-		{name: "load balancer with source ranges stays closed", edit: func(s *model.Service) {
+		{name: "load balancer with source ranges", edit: func(s *model.Service) {
 			s.Type, s.Ports[0].NodePort = model.LoadBalancer, 30080
 			s.Ingress = []model.Ingress{{Addr: netip.MustParseAddr("192.0.2.1")}}
+			s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")}
+		}, want: []string{"node port 0.0.0.0:30080/TCP -> 10.244.1.1:8080*", "cluster IP 10.96.0.1:80/TCP -> 10.244.1.1:8080*",
+			"load balancer IP 192.0.2.1:80/TCP -> 10.244.1.1:8080* for [10.0.0.0/8]"}},
+		{name: "source ranges of the other family only", edit: func(s *model.Service) {
+			s.Type = model.LoadBalancer
+			s.Ingress = []model.Ingress{{Addr: netip.MustParseAddr("192.0.2.1")}}
+			s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")}
+		}, want: []string{"cluster IP 10.96.0.1:80/TCP -> 10.244.1.1:8080*", "load balancer IP 192.0.2.1:80/TCP -> 10.244.1.1:8080* for []"}},
+		{name: "source ranges with the node in them admit the address itself", edit: func(s *model.Service) {
+			s.Type = model.LoadBalancer
+			s.Ingress = []model.Ingress{{Addr: netip.MustParseAddr("192.0.2.1")}}
 			s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
-		}, want: []string{"node port 0.0.0.0:30080/TCP -> 10.244.1.1:8080*", "cluster IP 10.96.0.1:80/TCP -> 10.244.1.1:8080*"}},
+		}, more: []model.Object{&model.Node{Origin: model.Origin{Ref: model.Ref{Kind: model.KindNode, Key: model.Key{Name: testNode}}}, InternalIPs: addrs("10.1.0.1")}},
+			want: []string{"cluster IP 10.96.0.1:80/TCP -> 10.244.1.1:8080*", "load balancer IP 192.0.2.1:80/TCP -> 10.244.1.1:8080* for [10.0.0.0/8 192.0.2.1/32]"}},
+		{name: "external traffic policy Local", edit: func(s *model.Service) {
+			s.Type, s.Ports[0].NodePort, s.ExternalLocal = model.LoadBalancer, 30080, true
+			s.Ingress = []model.Ingress{{Addr: netip.MustParseAddr("192.0.2.1")}}
+		}, more: []model.Object{testSlice("web-2", "web", ep("10.244.2.2", "r", "n2"))}, want: []string{
+			"node port 0.0.0.0:30080/TCP -> 10.244.1.1:8080*, inside 10.244.1.1:8080* 10.244.2.2:8080",
+			"cluster IP 10.96.0.1:80/TCP -> 10.244.1.1:8080* 10.244.2.2:8080",
+			"load balancer IP 192.0.2.1:80/TCP -> 10.244.1.1:8080*, inside 10.244.1.1:8080* 10.244.2.2:8080"}},
+		{name: "external traffic policy Local, endpoints elsewhere only", edit: func(s *model.Service) {
+			s.Type, s.Ports[0].NodePort, s.ExternalLocal = model.NodePort, 30080, true
+		}, more: []model.Object{testSlice("web-1", "web", ep("10.244.2.2", "r", "n2"))}, want: []string{
+			"node port 0.0.0.0:30080/TCP -> drop, inside 10.244.2.2:8080", "cluster IP 10.96.0.1:80/TCP -> 10.244.2.2:8080"}},
+		{name: "external traffic policy Local, no endpoints", edit: func(s *model.Service) {
+			s.Type, s.Ports[0].NodePort, s.ExternalLocal = model.NodePort, 30080, true
+		}, more: []model.Object{testSlice("web-1", "web")}, want: []string{
+			"node port 0.0.0.0:30080/TCP -> reject", "cluster IP 10.96.0.1:80/TCP -> reject"}},
+		{name: "a slice that is labelled headless", edit: func(*model.Service) {}, more: []model.Object{func() model.Object {
+			s := testSlice("web-1", "web", ep("10.244.1.1", "r", "n1"))
+			s.Labels = map[string]string{labelHeadless: ""}
+			return s
+		}()}, want: []string{"cluster IP 10.96.0.1:80/TCP -> reject"}},
 		{name: "source ranges that admit all", edit: func(s *model.Service) {
 			s.Type = model.LoadBalancer
 			s.Ingress = []model.Ingress{{Addr: netip.MustParseAddr("192.0.2.1")}}
@@ -109,8 +141,8 @@ func TestFrontendsOfKinds(t *testing.T) {
 		{name: "same number, other protocol, other endpoints", edit: func(s *model.Service) {
 			s.Ports = append(s.Ports, model.ServicePort{Name: "http", Protocol: model.UDP, Port: 80})
 		}, want: []string{"cluster IP 10.96.0.1:80/TCP -> 10.244.1.1:8080*", "cluster IP 10.96.0.1:80/UDP -> reject"}},
-		{name: "external IPs stay closed", edit: func(s *model.Service) { s.ExternalIPs = addrs("192.0.2.9") },
-			want: []string{"cluster IP 10.96.0.1:80/TCP -> 10.244.1.1:8080*"}},
+		{name: "external IPs where they are allowed", edit: func(s *model.Service) { s.ExternalIPs = addrs("192.0.2.9", "198.51.100.1", "2001:db8::1") },
+			want: []string{"cluster IP 10.96.0.1:80/TCP -> 10.244.1.1:8080*", "external IP 192.0.2.9:80/TCP -> 10.244.1.1:8080*"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			svc := testService("web", "10.96.0.1")
@@ -224,9 +256,8 @@ func TestConflict(t *testing.T) {
 
 func TestNotes(t *testing.T) {
 	s := testService("web", "10.96.0.1")
-	s.Type, s.Affinity, s.ExternalLocal = model.LoadBalancer, 1, true
-	s.ExternalIPs = addrs("192.0.2.9")
-	s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	s.Ports = append(s.Ports, model.ServicePort{Name: "https", Protocol: model.TCP, Port: 443})
+	s.ExternalIPs = addrs("198.51.100.9", "192.0.2.9")
 	s.File, s.Line = "a.yaml", 3
 	l := newLab(s)
 	l.Flush()
@@ -237,7 +268,7 @@ func TestNotes(t *testing.T) {
 			t.Errorf("note %q does not name where it comes from", n)
 		}
 	}
-	want := []string{"spec.externalIPs", "spec.externalTrafficPolicy", "spec.loadBalancerSourceRanges", "spec.sessionAffinity"}
+	want := []string{"spec.externalIPs"} // the one that is not allowed, once
 	if !reflect.DeepEqual(fields, want) {
 		t.Errorf("notes on %q, want %q", fields, want)
 	}

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sort"
 	"testing"
+	"time"
 
 	"github.com/braidnet/braid/internal/model"
 )
@@ -18,11 +20,20 @@ var oneSeed = flag.Int64("seed", -1, "run the property test with this seed only"
 // A frontend is printed without the text of Why.
 func naive(s *model.Store) (map[string]string, Net) {
 	zone := ""
-	var net Net
+	var own []netip.Addr
+	net := Net{NodePorts: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}}
+	for _, o := range s.List(model.KindServiceCIDR) {
+		for _, c := range o.(*model.ServiceCIDR).CIDRs {
+			if !slices.Contains(net.Services, c) {
+				net.Services = append(net.Services, c)
+			}
+		}
+	}
 	for _, o := range s.List(model.KindNode) {
 		n := o.(*model.Node)
 		if n.Name == testNode {
 			zone = n.Labels["topology.kubernetes.io/zone"]
+			own = n.InternalIPs
 			net.LocalPods = append(net.LocalPods, n.PodCIDRs...)
 		}
 		for _, c := range n.PodCIDRs {
@@ -35,17 +46,17 @@ func naive(s *model.Store) (map[string]string, Net) {
 			}
 		}
 	}
-	for _, list := range [][]netip.Prefix{net.LocalPods, net.ClusterPods} {
+	for _, list := range [][]netip.Prefix{net.LocalPods, net.ClusterPods, net.Services} {
 		sort.Slice(list, func(i, j int) bool { return list[i].Addr().Less(list[j].Addr()) })
 	}
 	out := map[string]string{}
 	claim := func(svc *model.Service, kind Kind, where string, p model.ServicePort, outcome string) {
 		if _, taken := out[where]; !taken { // claims come in order of precedence
-			out[where] = fmt.Sprintf("%s %s:%s %s", kind, svc.Name, p.Name, outcome)
+			out[where] = fmt.Sprintf("%s %s:%s %s session %s", kind, svc.Name, p.Name, outcome, svc.Affinity)
 		}
 	}
 	// Cluster IPs first, then node ports, then load balancers: that, and names, is precedence.
-	for _, kind := range []Kind{ClusterIP, NodePort, LoadBalancerIP} {
+	for _, kind := range []Kind{ClusterIP, NodePort, LoadBalancerIP, ExternalIP} {
 		for _, o := range s.List(model.KindService) {
 			svc := o.(*model.Service)
 			if _, foreign := svc.Labels["service.kubernetes.io/service-proxy-name"]; foreign || svc.Headless || svc.Type == model.ExternalName {
@@ -53,18 +64,30 @@ func naive(s *model.Store) (map[string]string, Net) {
 			}
 			for _, vip := range svc.ClusterIPs {
 				for _, p := range svc.Ports {
-					everywhere := naiveOutcome(s, svc, p, vip.Is6(), zone, false)
+					outside := "all " + naiveOutcome(s, svc, p, vip.Is6(), zone, false)
+					if svc.ExternalLocal {
+						outside = "none " + naiveOutcome(s, svc, p, vip.Is6(), zone, true)
+						if inside := naiveOutcome(s, svc, p, vip.Is6(), zone, false); inside != "reject" {
+							outside += " inside " + inside
+						}
+					}
 					switch kind {
 					case ClusterIP:
 						claim(svc, kind, fmt.Sprint(vip, p.Protocol, p.Port), p, "foreign "+naiveOutcome(s, svc, p, vip.Is6(), zone, svc.InternalLocal))
 					case NodePort:
 						if p.NodePort > 0 && svc.Type != model.ClusterIP {
-							claim(svc, kind, fmt.Sprint("node", vip.Is6(), p.Protocol, p.NodePort), p, "all "+everywhere)
+							claim(svc, kind, fmt.Sprint("node", vip.Is6(), p.Protocol, p.NodePort), p, outside)
 						}
 					case LoadBalancerIP:
 						for _, in := range svc.Ingress {
-							if svc.Type == model.LoadBalancer && len(svc.SourceRanges) == 0 && !in.Proxy && in.Addr.Is6() == vip.Is6() {
-								claim(svc, kind, fmt.Sprint(in.Addr, p.Protocol, p.Port), p, "all "+everywhere)
+							if svc.Type == model.LoadBalancer && !in.Proxy && in.Addr.Is6() == vip.Is6() {
+								claim(svc, kind, fmt.Sprint(in.Addr, p.Protocol, p.Port), p, outside+naiveSources(svc, in.Addr, own))
+							}
+						}
+					case ExternalIP:
+						for _, a := range svc.ExternalIPs {
+							if netip.MustParsePrefix("192.0.2.0/24").Contains(a) && !vip.Is6() {
+								claim(svc, kind, fmt.Sprint(a, p.Protocol, p.Port), p, outside)
 							}
 						}
 					}
@@ -74,6 +97,26 @@ func naive(s *model.Store) (map[string]string, Net) {
 	}
 	return out, net
 }
+
+// naiveSources says who may use a load balancer's address: of few clients, those that may.
+func naiveSources(svc *model.Service, vip netip.Addr, own []netip.Addr) string {
+	may := func(client netip.Addr) bool {
+		for _, r := range svc.SourceRanges {
+			if r.Bits() == 0 || r.Contains(client) && client.Is4() == vip.Is4() {
+				return true
+			}
+		}
+		return len(svc.SourceRanges) == 0
+	}
+	self := may(vip)
+	for _, a := range own {
+		self = self || a.Is4() == vip.Is4() && may(a)
+	}
+	return fmt.Sprint(" clients ", may(clients[0]), may(clients[1]), may(clients[2]), self)
+}
+
+// clients are addresses that ask: two of IPv4, one of IPv6.
+var clients = addrs("10.1.2.3", "172.16.0.1", "2001:db8::9")
 
 func naiveOutcome(s *model.Store, svc *model.Service, p model.ServicePort, six bool, zone string, onlyLocal bool) string {
 	all := map[netip.AddrPort]model.Endpoint{}
@@ -183,17 +226,34 @@ func printed(f Frontend) (where, what string) {
 	if f.Kind == NodePort {
 		where = fmt.Sprint("node", f.Addr.Is6(), f.Protocol, f.Port)
 	}
-	outcome := map[Empty]string{Reject: "reject", Drop: "drop"}[f.Empty]
-	if len(f.Backends) > 0 {
+	list := func(backends []Backend) string {
 		var list []string
-		for _, b := range f.Backends {
+		for _, b := range backends {
 			list = append(list, fmt.Sprint(b.AddrPort, b.Local))
 		}
 		sort.Strings(list)
-		outcome = fmt.Sprint(list)
+		return fmt.Sprint(list)
 	}
-	masquerade := map[Masquerade]string{MasqueradeForeign: "foreign", MasqueradeAll: "all"}[f.Masquerade]
-	return where, fmt.Sprintf("%s %s:%s %s %s", f.Kind, f.Origin.Name, f.PortName, masquerade, outcome)
+	outcome := map[Empty]string{Reject: "reject", Drop: "drop"}[f.Empty]
+	if len(f.Backends) > 0 {
+		outcome = list(f.Backends)
+	}
+	if len(f.Inside) > 0 {
+		outcome += " inside " + list(f.Inside)
+	}
+	if f.Kind == LoadBalancerIP {
+		may := func(client netip.Addr) bool {
+			for _, r := range f.Sources {
+				if r.Contains(client) {
+					return true
+				}
+			}
+			return !f.Filtered
+		}
+		outcome += fmt.Sprint(" clients ", may(clients[0]), may(clients[1]), may(clients[2]), may(f.Addr))
+	}
+	masquerade := map[Masquerade]string{MasqueradeForeign: "foreign", MasqueradeAll: "all", MasqueradeNone: "none"}[f.Masquerade]
+	return where, fmt.Sprintf("%s %s:%s %s %s session %s", f.Kind, f.Origin.Name, f.PortName, masquerade, outcome, f.Affinity)
 }
 
 // maker makes random objects from few names and addresses, so that they meet often.
@@ -220,8 +280,12 @@ func (m maker) service() *model.Service {
 		s.Labels = map[string]string{labelProxyName: "x"}
 	}
 	s.Ingress = []model.Ingress{{Addr: addrs(m.pick("10.96.0.1", "192.0.2.1", "2001:db8::1"))[0], Proxy: m.one(3)}}
-	if m.one(4) {
-		s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	for range m.IntN(3) {
+		s.SourceRanges = append(s.SourceRanges, netip.MustParsePrefix(m.pick("10.0.0.0/8", "10.1.0.0/16", "172.16.0.0/12", "2001:db8::/32", "::/0")))
+	}
+	s.Affinity = time.Duration(m.IntN(3)) * time.Minute
+	if m.one(3) {
+		s.ExternalIPs = addrs(m.pick("192.0.2.1", "192.0.2.9", "198.51.100.1"))
 	}
 	s.InternalLocal, s.ExternalLocal = m.one(3), m.one(3)
 	return s
@@ -251,6 +315,9 @@ func (m maker) slice() *model.EndpointSlice {
 
 func (m maker) node() *model.Node {
 	n := testNodeObject(m.pick("n1", "n2", "n3"), m.pick("", "z1", "z2"))
+	if m.one(2) {
+		n.InternalIPs = addrs(m.pick("10.1.0.1", "192.0.2.77"), "2001:db8::1")
+	}
 	for _, form := range []string{"10.244.%d.0/24", "fd00:10:244:%d::/64"}[:m.IntN(3)] {
 		n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(fmt.Sprintf(form, m.IntN(3))))
 	}
@@ -259,7 +326,11 @@ func (m maker) node() *model.Node {
 
 func (m maker) update() model.Update {
 	var o model.Object
-	switch m.IntN(5) {
+	switch m.IntN(6) {
+	case 5:
+		c := &model.ServiceCIDR{Origin: model.Origin{Ref: model.Ref{Kind: model.KindServiceCIDR, Key: model.Key{Name: m.pick("x", "y")}}}}
+		c.CIDRs = []netip.Prefix{netip.MustParsePrefix(m.pick("10.96.0.0/24", "10.97.0.0/24")), netip.MustParsePrefix("fd00:10:96::/112")}
+		o = c
 	case 0:
 		o = m.node()
 	case 1, 2:

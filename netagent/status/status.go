@@ -138,7 +138,7 @@ func Age(d time.Duration) string {
 
 func counts(m map[string]int) string {
 	var parts []string
-	for _, k := range []string{"Node", "Namespace", "Service", "EndpointSlice", "Pod", "NetworkPolicy"} {
+	for _, k := range []string{"Node", "Namespace", "ServiceCIDR", "Service", "EndpointSlice", "Pod", "NetworkPolicy"} {
 		if n, ok := m[k]; ok {
 			parts = append(parts, fmt.Sprintf("%s %d", k, n))
 		}

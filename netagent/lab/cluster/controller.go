@@ -105,6 +105,7 @@ type Controller struct {
 	changed   chan struct{} // closed and replaced after every change
 	failed    error         // why the folder is behind; nil when it is not
 	alloc     *allocator
+	ranges    *networkingv1.ServiceCIDR
 	nodes     []*corev1.Node // as configured, with labels and annotations of manifests merged
 	extra     map[string]*corev1.Node
 	spaces    map[string]*corev1.Namespace
@@ -135,6 +136,7 @@ func New(cfg Config) (*Controller, error) {
 	c := &Controller{
 		cfg: cfg, log: cfg.Logger, folder: f, wake: make(chan struct{}, 1), changed: make(chan struct{}),
 		alloc:     newAllocator(cfg.ServiceCIDRs, cfg.DNSIPs),
+		ranges:    rangesOf(cfg.ServiceCIDRs),
 		extra:     map[string]*corev1.Node{},
 		spaces:    map[string]*corev1.Namespace{},
 		services:  map[types.NamespacedName]*corev1.Service{},
@@ -169,6 +171,15 @@ func checkConfig(cfg *Config) error {
 		return fmt.Errorf("service CIDRs %v: expected one, or one of each family", cfg.ServiceCIDRs)
 	}
 	return nil
+}
+
+// rangesOf is the ServiceCIDR that an API server makes of its own flag.
+func rangesOf(cidrs []netip.Prefix) *networkingv1.ServiceCIDR {
+	out := &networkingv1.ServiceCIDR{ObjectMeta: metaOf("kubernetes")}
+	for _, c := range cidrs {
+		out.Spec.CIDRs = append(out.Spec.CIDRs, c.String())
+	}
+	return out
 }
 
 // mergeNodes lays the labels and annotations of Node manifests over the configured nodes.

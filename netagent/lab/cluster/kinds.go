@@ -19,7 +19,7 @@ var taken = map[schema.GroupVersion][]runtime.Object{
 	corev1.SchemeGroupVersion:       {&corev1.Namespace{}, &corev1.Node{}, &corev1.Pod{}, &corev1.Service{}},
 	appsv1.SchemeGroupVersion:       {&appsv1.Deployment{}, &appsv1.ReplicaSet{}, &appsv1.StatefulSet{}, &appsv1.DaemonSet{}},
 	discoveryv1.SchemeGroupVersion:  {&discoveryv1.EndpointSlice{}},
-	networkingv1.SchemeGroupVersion: {&networkingv1.NetworkPolicy{}},
+	networkingv1.SchemeGroupVersion: {&networkingv1.NetworkPolicy{}, &networkingv1.ServiceCIDR{}},
 }
 
 // object is what all those kinds are.
@@ -58,7 +58,7 @@ func gvkOf(o runtime.Object) (schema.GroupVersionKind, error) {
 // clusterWide reports whether objects of the kind have no namespace.
 func clusterWide(o runtime.Object) bool {
 	switch o.(type) {
-	case *corev1.Namespace, *corev1.Node:
+	case *corev1.Namespace, *corev1.Node, *networkingv1.ServiceCIDR:
 		return true
 	}
 	return false

@@ -35,6 +35,8 @@ func (c *Controller) put(o object) (action Action, notes []string, err error) {
 	case *networkingv1.NetworkPolicy:
 		admitPolicy(o)
 		action = store(c.policies, o)
+	case *networkingv1.ServiceCIDR:
+		err = complain("spec.cidrs", "the ranges of cluster IPs are the playground's own: %v", c.cfg.ServiceCIDRs)
 	default:
 		action, err = c.putWorkload(o)
 	}

@@ -220,6 +220,7 @@ func (c *Controller) entries(pods []*corev1.Pod) (out []entry) {
 	for _, n := range c.nodes {
 		out = append(out, entryOf(n))
 	}
+	out = append(out, entryOf(c.ranges))
 	for _, p := range pods {
 		out = append(out, entryOf(p))
 	}
