@@ -15,6 +15,10 @@ const (
 	kubernetesVersion = "v1.36.3"
 	etcdVersion       = "v3.6.8"
 	containerdVersion = "v2.3.7"
+	ginkgoVersion     = "v2.28.1"
+	// Parts that stand beside Braid's. Their programs' names in the cache folder end in the version.
+	coreDNSVersion = "v1.15.0"
+	pluginsVersion = "v1.9.1"
 )
 
 func versionKey() string {
@@ -25,7 +29,8 @@ func versionKey() string {
 type program struct {
 	name, module, pkg string
 	tags, ldflags     string
-	test              bool // a test binary
+	test              bool          // a test binary
+	cold              time.Duration // about how long two processors take from nothing; 0 = some seconds
 }
 
 const (
@@ -38,24 +43,32 @@ const (
 	ctrTags = "no_btrfs no_zfs no_devmapper no_aufs"
 )
 
+// usualCold is how long most programs take, those of Kubernetes' after its first.
+const usualCold = 40 * time.Second
+
 // programs are in the order in which a cluster needs them.
 func programs() []program {
 	out := []program{
-		{name: "kube-apiserver", module: "kubernetes", pkg: "k8s.io/kubernetes/cmd/kube-apiserver", ldflags: kubeLD},
-		{name: "etcd", module: "etcd", pkg: "go.etcd.io/etcd/server/v3", ldflags: "-s -w"},
+		{name: "kube-apiserver", module: "kubernetes", pkg: "k8s.io/kubernetes/cmd/kube-apiserver", ldflags: kubeLD, cold: 6 * time.Minute},
+		{name: "etcd", module: "etcd", pkg: "go.etcd.io/etcd/server/v3", ldflags: "-s -w", cold: usualCold},
 	}
 	for _, name := range []string{"kube-controller-manager", "kube-scheduler", "kubelet", "kubectl"} {
-		out = append(out, program{name: name, module: "kubernetes", pkg: "k8s.io/kubernetes/cmd/" + name, ldflags: kubeLD})
+		out = append(out, program{name: name, module: "kubernetes", pkg: "k8s.io/kubernetes/cmd/" + name, ldflags: kubeLD, cold: usualCold})
 	}
 	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr"} {
-		out = append(out, program{name: name, module: "containerd", pkg: ctrPkg + "cmd/" + name, tags: ctrTags, ldflags: ctrLD})
+		out = append(out, program{name: name, module: "containerd", pkg: ctrPkg + "cmd/" + name, tags: ctrTags, ldflags: ctrLD, cold: usualCold})
 	}
-	return append(out, program{name: "agnhost", module: "kubernetes", pkg: "k8s.io/kubernetes/test/images/agnhost", ldflags: kubeLD},
-		program{name: "pause", pkg: "./pause", ldflags: "-s -w"})
+	for _, name := range []string{"agnhost", "regression-issue-74839"} {
+		out = append(out, program{name: name, module: "kubernetes", pkg: "k8s.io/kubernetes/test/images/" + name, ldflags: kubeLD})
+	}
+	return append(out, stockDNS, program{name: "pause", pkg: "./pause", ldflags: "-s -w"})
 }
 
-// suite is upstream's end-to-end suite, which only `e2e` needs.
-var suite = program{name: "e2e.test", module: "kubernetes", pkg: "k8s.io/kubernetes/test/e2e", ldflags: kubeLD, test: true}
+// suite is upstream's end-to-end suite, and what runs it in several processes; only `e2e` needs them.
+var suite = []program{
+	{name: "e2e.test", module: "kubernetes", pkg: "k8s.io/kubernetes/test/e2e", ldflags: kubeLD, test: true, cold: 2 * time.Minute},
+	{name: "ginkgo", module: "kubernetes", pkg: "github.com/onsi/ginkgo/v2/ginkgo", ldflags: "-s -w"},
+}
 
 // build makes the programs that the cache lacks. They appear under their name only when complete.
 func build(ctx context.Context, o *options, all ...program) error {
@@ -74,6 +87,19 @@ func build(ctx context.Context, o *options, all ...program) error {
 		fmt.Printf("built %s in %s\n", p.name, time.Since(start).Round(time.Second))
 	}
 	return nil
+}
+
+// buildTime says about how long it takes to make what the cache lacks, and names it.
+func (o *options) buildTime(all []program) (cost time.Duration, missing []string) {
+	for _, p := range all {
+		if _, err := os.Stat(o.bin(p.name)); err != nil {
+			cost, missing = cost+p.cold, append(missing, p.name)
+		}
+	}
+	if _, err := os.Stat(o.testArchive()); err != nil {
+		cost, missing = cost+usualCold, append(missing, "the test images")
+	}
+	return cost, missing
 }
 
 func buildOne(ctx context.Context, o *options, p program) error {

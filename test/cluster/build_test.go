@@ -9,9 +9,11 @@ import (
 // TestVersionsAgree compares what the cache folder is named after with what the modules in build/ pin.
 func TestVersionsAgree(t *testing.T) {
 	for module, want := range map[string][]string{
-		"kubernetes": {"k8s.io/kubernetes " + kubernetesVersion, "k8s.io/client-go v0." + strings.TrimPrefix(kubernetesVersion, "v1.")},
+		"kubernetes": {"k8s.io/kubernetes " + kubernetesVersion, "k8s.io/client-go v0." + strings.TrimPrefix(kubernetesVersion, "v1."), "github.com/onsi/ginkgo/v2 " + ginkgoVersion},
 		"etcd":       {"go.etcd.io/etcd/server/v3 " + etcdVersion},
 		"containerd": {"github.com/containerd/containerd/v2 " + containerdVersion},
+		"coredns":    {"github.com/coredns/coredns " + coreDNSVersion},
+		"cni":        {"github.com/containernetworking/plugins " + pluginsVersion},
 	} {
 		data, err := os.ReadFile("build/" + module + "/go.mod")
 		if err != nil {

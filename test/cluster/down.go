@@ -17,14 +17,18 @@ import (
 // killWait bounds the wait for killed processes, which only the kernel can delay.
 const killWait = 20 * time.Second
 
-// runDown removes a cluster by what can be seen of it: its namespaces' names, the processes inside them, the
-// mounts and files in its folder, its cgroups. It needs no record, so an `up` that was killed half-way goes
-// as well as a cluster whose folder somebody removed.
 func runDown(ctx context.Context, args []string) error {
 	o := &options{}
 	if _, err := parse(flags("down", o), o, args); err != nil {
 		return err
 	}
+	return o.remove(ctx)
+}
+
+// remove removes a cluster by what can be seen of it: its namespaces' names, the processes inside them, the
+// mounts and files in its folder, its cgroups. It needs no record, so an `up` that was killed half-way goes
+// as well as a cluster whose folder somebody removed.
+func (o *options) remove(ctx context.Context) error {
 	names, err := spaces(o.Name)
 	if err != nil {
 		return err

@@ -6,86 +6,23 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
-	"time"
 )
 
 const (
 	e2eRegistry = "registry.k8s.io/e2e-test-images/"
 	pauseImage  = "registry.k8s.io/pause:3.10.2"
-	// testImage is Debian with the tools of a network's user, and upstream's agnhost.
-	testImage = e2eRegistry + "agnhost:2.63.0"
+	testImage   = e2eRegistry + "agnhost:2.63.0"
 )
-
-// debianTools are what upstream's specs and our checks run inside pods, beyond agnhost.
-const debianTools = "dnsutils,curl,netcat-openbsd,iproute2,iptables,iputils-ping"
-
-// testImages are the archives that every node gets.
-func (o *options) testImages() []string {
-	return []string{filepath.Join(o.Cache, "images", "pause.tar"), filepath.Join(o.Cache, "images", "agnhost.tar")}
-}
-
-// buildImages makes the two test images that the cache lacks, from our programs and Debian's packages.
-func buildImages(ctx context.Context, o *options) error {
-	dir := filepath.Join(o.Cache, "images")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	pause, agnhost := filepath.Join(dir, "pause.tar"), filepath.Join(dir, "agnhost.tar")
-	if _, err := os.Stat(pause); err != nil {
-		layer := filepath.Join(dir, "pause.layer")
-		if err := fileLayer(layer, map[string]string{"pause": o.bin("pause")}); err != nil {
-			return err
-		}
-		tags := []string{pauseImage, "registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10.1"}
-		if err := writeImage(pause, tags, "/pause", layer); err != nil {
-			return err
-		}
-	}
-	if _, err := os.Stat(agnhost); err == nil {
-		return nil
-	}
-	start := time.Now()
-	fmt.Println("building the test image")
-	debian, program := filepath.Join(dir, "debian.layer"), filepath.Join(dir, "agnhost.layer")
-	if err := debianLayer(ctx, dir, debian); err != nil {
-		return err
-	}
-	files, err := o.agnhostFiles(ctx)
-	if err != nil {
-		return err
-	}
-	if err := fileLayer(program, files); err != nil {
-		return err
-	}
-	tags := []string{testImage, e2eRegistry + "agnhost:2.55", e2eRegistry + "busybox:1.37.0-1", e2eRegistry + "glibc-dns-testing:2.0.0"}
-	if err := writeImage(agnhost, tags, "/agnhost", debian, program); err != nil {
-		return err
-	}
-	fmt.Printf("built the test image in %s\n", time.Since(start).Round(time.Second))
-	return nil
-}
-
-// agnhostFiles are the program and the key pair with which its porter serves TLS.
-func (o *options) agnhostFiles(ctx context.Context) (map[string]string, error) {
-	cmd := exec.CommandContext(ctx, "go", "list", "-mod=readonly", "-f", "{{.Dir}}", "k8s.io/kubernetes/test/images/agnhost")
-	cmd.Dir, cmd.Env = filepath.Join(o.Root, "test/cluster/build/kubernetes"), append(os.Environ(), "GOWORK=off")
-	out, err := run(cmd)
-	if err != nil {
-		return nil, fmt.Errorf("find agnhost's sources: %w", err)
-	}
-	src := filepath.Join(strings.TrimSpace(out), "porter")
-	return map[string]string{
-		"agnhost":       o.bin("agnhost"),
-		"localhost.crt": filepath.Join(src, "localhost.crt"), "localhost.key": filepath.Join(src, "localhost.key"),
-	}, nil
-}
 
 // debianLayer makes the file system in a mount namespace of its own, so that what debootstrap mounts goes
 // with it.
@@ -96,7 +33,7 @@ func debianLayer(ctx context.Context, dir, layer string) error {
 	}
 	defer os.RemoveAll(root)
 	script := `mount --make-rprivate /
-debootstrap --variant=minbase --include=` + debianTools + ` bookworm "$1" >"$2" 2>&1
+debootstrap --variant=minbase --include=` + strings.Join(debianTools, ",") + ` bookworm "$1" >"$2" 2>&1
 rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/* "$1"/usr/share/doc "$1"/usr/share/locale "$1"/usr/share/man
 tar --numeric-owner --one-file-system -C "$1" -cf "$3" .`
 	log := filepath.Join(dir, "debootstrap.log")
@@ -117,8 +54,8 @@ func fileLayer(layer string, files map[string]string) error {
 	}
 	defer out.Close()
 	w := tar.NewWriter(out)
-	for name, from := range files {
-		if err := addFile(w, name, from, 0o755); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if err := addFile(w, name, files[name], 0o755); err != nil {
 			return fmt.Errorf("make layer %s: %w", layer, err)
 		}
 	}
@@ -168,61 +105,74 @@ const (
 	ociLayer    = "application/vnd.oci.image.layer.v1.tar"
 )
 
-// writeImage makes an OCI archive of layers, which it removes, under several names.
-func writeImage(archive string, names []string, entry string, layers ...string) error {
+// image is one of an archive's images. Images share layers.
+type image struct {
+	names  []string
+	entry  []string
+	cmd    []string // what the entry point gets when a pod gives nothing
+	layers []string // files, the lowest first
+}
+
+// writeArchive makes an OCI archive of images, and removes the files of their layers.
+func writeArchive(archive string, images ...image) error {
 	out, err := os.Create(archive + ".new")
 	if err != nil {
 		return err
 	}
 	defer out.Close()
 	w := tar.NewWriter(out)
-	var blobs []descriptor
-	var diffs []string
-	for _, l := range layers {
-		d, err := describeFile(l)
-		if err != nil {
-			return err
-		}
-		blobs, diffs = append(blobs, d), append(diffs, d.Digest)
-		if err := addFile(w, blobPath(d), l, 0o644); err != nil {
-			return err
-		}
-	}
-	config, err := addJSON(w, ociConfig, map[string]any{
-		"architecture": "amd64", "os": "linux", "rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
-		"config": map[string]any{"Entrypoint": []string{entry}, "Env": []string{"PATH=" + systemPath}, "WorkingDir": "/"},
-	})
-	if err != nil {
-		return err
-	}
-	manifest, err := addJSON(w, ociManifest, map[string]any{"schemaVersion": 2, "mediaType": ociManifest, "config": config, "layers": blobs})
-	if err != nil {
-		return err
-	}
+	known := map[string]descriptor{}
 	var index []descriptor
-	for _, n := range names {
-		manifest.Annotations = map[string]string{"io.containerd.image.name": n}
-		index = append(index, manifest)
+	for _, i := range images {
+		manifest, err := i.write(w, known)
+		if err != nil {
+			return fmt.Errorf("make image %s: %w", i.names[0], err)
+		}
+		for _, n := range i.names {
+			manifest.Annotations = map[string]string{"io.containerd.image.name": n}
+			index = append(index, manifest)
+		}
 	}
 	data, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": ociIndex, "manifests": index})
 	if err != nil {
 		return err
 	}
-	if err := addBytes(w, "index.json", data); err != nil {
-		return err
+	err = errors.Join(addBytes(w, "index.json", data), addBytes(w, "oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`)), w.Close())
+	for layer := range known {
+		err = errors.Join(err, os.Remove(layer))
 	}
-	if err := addBytes(w, "oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`)); err != nil {
+	if err != nil {
 		return err
-	}
-	if err := w.Close(); err != nil {
-		return err
-	}
-	for _, l := range layers {
-		if err := os.Remove(l); err != nil {
-			return err
-		}
 	}
 	return os.Rename(archive+".new", archive)
+}
+
+// write adds an image's manifest, its configuration, and those of its layers that the archive lacks.
+func (i image) write(w *tar.Writer, known map[string]descriptor) (descriptor, error) {
+	var blobs []descriptor
+	var diffs []string
+	for _, l := range i.layers {
+		d, ok := known[l]
+		if !ok {
+			var err error
+			if d, err = describeFile(l); err != nil {
+				return d, err
+			}
+			if err := addFile(w, blobPath(d), l, 0o644); err != nil {
+				return d, err
+			}
+			known[l] = d
+		}
+		blobs, diffs = append(blobs, d), append(diffs, d.Digest)
+	}
+	config, err := addJSON(w, ociConfig, map[string]any{
+		"architecture": "amd64", "os": "linux", "rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
+		"config": map[string]any{"Entrypoint": i.entry, "Cmd": i.cmd, "Env": []string{"PATH=" + systemPath}, "WorkingDir": "/"},
+	})
+	if err != nil {
+		return config, err
+	}
+	return addJSON(w, ociManifest, map[string]any{"schemaVersion": 2, "mediaType": ociManifest, "config": config, "layers": blobs})
 }
 
 func blobPath(d descriptor) string { return "blobs/sha256/" + strings.TrimPrefix(d.Digest, "sha256:") }

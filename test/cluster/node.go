@@ -62,7 +62,7 @@ func startNode(ctx context.Context, o *options, i int) error {
 	if err != nil {
 		return err
 	}
-	for _, file := range append(o.testImages(), o.Images...) {
+	for _, file := range append([]string{o.testArchive()}, o.Images...) {
 		if err := importImage(ctx, o, name, file); err != nil {
 			return err
 		}

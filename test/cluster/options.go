@@ -57,7 +57,10 @@ type options struct {
 	Images   []string // archives to load
 	Deploy   string   // manifest of the network; empty = none
 	Host     bool     // run bin/netagent as a program of the nodes instead
+	Network  string   // braid (Deploy or Host) or stock
 	Gates    string   // feature gates of all programs
+	Zones    int      // how many zones the nodes are dealt to; 0 = none
+	Settings []string // lines for the agents' settings in Deploy
 }
 
 const maxNodes = 200

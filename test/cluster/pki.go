@@ -76,6 +76,7 @@ func (o *options) identities() []identity {
 		{file: "front-proxy", name: "front-proxy-client"},
 		{file: "controller-manager", name: "system:kube-controller-manager"},
 		{file: "scheduler", name: "system:kube-scheduler"},
+		{file: "kube-proxy", name: "system:kube-proxy"},
 	}
 	for i := 1; i <= o.Nodes; i++ {
 		name, serving := nodeName(i), identity{file: nodeName(i) + "-serving", name: "system:node:" + nodeName(i), groups: []string{"system:nodes"}}

@@ -83,7 +83,8 @@ func TestImage(t *testing.T) {
 	dir := t.TempDir()
 	file, layer, archive := filepath.Join(dir, "hello"), filepath.Join(dir, "a.layer"), filepath.Join(dir, "a.tar")
 	if err := errors.Join(os.WriteFile(file, []byte("hello"), 0o644), fileLayer(layer, map[string]string{"hello": file}),
-		writeImage(archive, []string{"r.io/a:1", "r.io/a:2"}, "/hello", layer)); err != nil {
+		writeArchive(archive, image{names: []string{"r.io/a:1", "r.io/a:2"}, entry: []string{"/hello"}, layers: []string{layer}},
+			image{names: []string{"r.io/b:1"}, entry: []string{"/hi"}, layers: []string{layer}})); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(layer); !os.IsNotExist(err) {
@@ -112,8 +113,8 @@ func TestImage(t *testing.T) {
 	if err := json.Unmarshal(files["index.json"], &index); err != nil {
 		t.Fatal(err)
 	}
-	if len(index.Manifests) != 2 || index.Manifests[1].Annotations["io.containerd.image.name"] != "r.io/a:2" {
-		t.Fatalf("the index names %v, want two images", index.Manifests)
+	if len(index.Manifests) != 3 || index.Manifests[1].Annotations["io.containerd.image.name"] != "r.io/a:2" {
+		t.Fatalf("the index names %v, want three names", index.Manifests)
 	}
 	if err := json.Unmarshal(files[blobPath(index.Manifests[0])], &manifest); err != nil {
 		t.Fatal(err)

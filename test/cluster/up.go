@@ -30,12 +30,15 @@ func (l *list) Set(s string) error {
 func upOptions(args []string) (*options, error) {
 	o := &options{}
 	f := flags("up", o)
-	var images list
+	var images, settings list
 	f.IntVar(&o.Nodes, "nodes", 2, "how many")
 	fam := f.String("family", "v4", "addresses: v4, v6 or dual")
 	f.Var(&images, "images", "image archive to load into every node; may be repeated")
 	f.StringVar(&o.Deploy, "deploy", "deploy/braid.yaml", "manifest that installs the network; empty = none")
 	f.BoolVar(&o.Host, "host-agent", false, "run bin/netagent as a program of each node, instead of --deploy")
+	f.StringVar(&o.Network, "network", networkBraid, "braid, or stock: the reference CNI plugins, kube-proxy and CoreDNS")
+	f.Var(&settings, "agent-setting", "line for the agents' settings in --deploy, as 'log-level: debug'; may be repeated")
+	f.IntVar(&o.Zones, "zones", 0, "label the nodes with this many zones, in turn")
 	f.StringVar(&o.Gates, "feature-gates", "", "feature gates of all of Kubernetes' programs, as NAME=true,…")
 	rest, err := parse(f, o, args)
 	if err != nil {
@@ -57,7 +60,11 @@ func upOptions(args []string) (*options, error) {
 		}
 		o.Images = append(o.Images, path)
 	}
-	if o.Host {
+	o.Settings = settings
+	if o.Network != networkBraid && o.Network != networkStock {
+		return nil, usageError{fmt.Errorf("network %q: use %s or %s", o.Network, networkBraid, networkStock)}
+	}
+	if o.Host || o.Network == networkStock {
 		o.Deploy = ""
 	}
 	if o.Deploy != "" {
@@ -76,7 +83,19 @@ func runUp(ctx context.Context, args []string) error {
 	if old, err := spaces(o.Name); err != nil || len(old) > 0 {
 		return errors.Join(err, fmt.Errorf("cluster %s is there already: `down` removes it, --name makes another", o.Name))
 	}
-	if err := errors.Join(build(ctx, o, programs()...), buildImages(ctx, o)); err != nil {
+	return begin(ctx, o)
+}
+
+// begin builds what the cache lacks and starts the cluster.
+func begin(ctx context.Context, o *options) error {
+	all := programs()
+	if o.Network == networkStock {
+		all = append(all, stockPrograms()...)
+	}
+	if err := build(ctx, o, all...); err != nil {
+		return err
+	}
+	if err := buildImages(ctx, o); err != nil {
 		return err
 	}
 	begin := time.Now()
@@ -111,12 +130,30 @@ func up(ctx context.Context, o *options, say func(string, ...any)) error {
 		return err
 	}
 	say("%d nodes registered", o.Nodes)
+	if err := o.labelZones(ctx); err != nil {
+		return err
+	}
 	return o.network(ctx, say)
+}
+
+// labelZones deals the nodes to the zones in turn.
+func (o *options) labelZones(ctx context.Context) error {
+	for i := 0; i < o.Nodes && o.Zones > 0; i++ {
+		zone := fmt.Sprintf("topology.kubernetes.io/zone=zone%d", i%o.Zones+1)
+		if _, err := o.kubectl(ctx, "label", "node", nodeName(i+1), zone); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // network installs what the cluster is for, and waits until every node is Ready.
 func (o *options) network(ctx context.Context, say func(string, ...any)) error {
 	switch {
+	case o.Network == networkStock:
+		if err := o.stock(ctx); err != nil {
+			return fmt.Errorf("install the stock network: %w", err)
+		}
 	case o.Host:
 		if err := o.everyNode(func(i int) error { return hostAgent(ctx, o, i) }); err != nil {
 			return err
@@ -133,7 +170,7 @@ func (o *options) network(ctx context.Context, say func(string, ...any)) error {
 		return fmt.Errorf("%w\n%s", err, o.explain(ctx))
 	}
 	say("nodes Ready")
-	if o.Deploy == "" {
+	if o.Host {
 		return nil
 	}
 	if _, err := o.kubectl(ctx, "wait", "--for=condition=Ready", "pods", "--all", "-n", "kube-system", "--timeout=180s"); err != nil {
@@ -157,8 +194,14 @@ func (o *options) install(ctx context.Context) error {
 		return err
 	}
 	text := strings.ReplaceAll(string(manifest), "clusterIP: "+families["v4"].dns.String(), fmt.Sprintf("clusterIP: %q", o.families()[0].dns))
+	for _, line := range o.Settings {
+		text = strings.Replace(text, agentSettings, agentSettings+"    "+line+"\n", 1)
+	}
 	return o.apply(ctx, text)
 }
+
+// agentSettings begins the agents' settings in the manifest.
+const agentSettings = "  netagent.yaml: |\n"
 
 // apply sends a manifest by server-side apply.
 func (o *options) apply(ctx context.Context, manifest string, args ...string) error {
@@ -216,14 +259,19 @@ func load(cmd string, args []string) (*options, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	return o, rest, o.read()
+}
+
+// read takes the settings of a running cluster.
+func (o *options) read() error {
 	data, err := os.ReadFile(o.path(optionsFile))
 	if os.IsNotExist(err) {
-		return nil, nil, fmt.Errorf("there is no cluster %s: `up` starts one", o.Name)
+		return fmt.Errorf("there is no cluster %s: `up` starts one", o.Name)
 	}
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	return o, rest, json.Unmarshal(data, o)
+	return json.Unmarshal(data, o)
 }
 
 func runKubectl(ctx context.Context, args []string) error {
