@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"path"
 	"strings"
 	"time"
@@ -18,12 +17,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// build returns an image as an OCI archive: a tar of an OCI image layout.
-func build(s spec, tag string, created time.Time) ([]byte, error) {
-	files, arch, err := files(s.files, created)
-	if err != nil {
-		return nil, err
-	}
+// build returns an image as an OCI archive: a tar of an OCI image layout. files is the tar of the image's
+// files, for programs of one architecture.
+func build(s spec, files []byte, arch, tag string, created time.Time) ([]byte, error) {
 	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(files)), nil },
 		tarball.WithMediaType(types.OCILayer), tarball.WithCompressedCaching)
 	if err != nil {
@@ -65,19 +61,20 @@ func image(s spec, layer v1.Layer, arch string, created time.Time) (v1.Image, er
 	return mutate.ConfigFile(img, cfg)
 }
 
+// capabilityRecord is how a tar carries the attribute security.capability of a file.
+const capabilityRecord = "SCHILY.xattr.security.capability"
+
 // files returns an image's files as a tar, with the folders they stand in, and the architecture of the programs.
 func files(list []file, created time.Time) (data []byte, arch string, err error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	made := map[string]bool{}
 	for _, f := range list {
-		content, err := os.ReadFile(f.from)
+		content, err := f.content()
 		if err != nil {
 			return nil, "", err
 		}
-		mode := int64(0o644)
 		if f.program {
-			mode = 0o755
 			a, err := architecture(f.from)
 			if err != nil {
 				return nil, "", err
@@ -90,10 +87,13 @@ func files(list []file, created time.Time) (data []byte, arch string, err error)
 		if err := folders(w, made, f.to, created); err != nil {
 			return nil, "", err
 		}
-		h := &tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(f.to, "/"), Mode: mode, Size: int64(len(content)),
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(f.to, "/"), Mode: f.permissions(), Size: int64(len(content)),
 			ModTime: created, Format: tar.FormatPAX}
+		if f.link != "" {
+			h.Typeflag, h.Linkname = tar.TypeSymlink, f.link
+		}
 		if f.caps != nil {
-			h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": string(f.caps)}
+			h.PAXRecords = map[string]string{capabilityRecord: string(f.caps)}
 		}
 		if err := put(w, h, content); err != nil {
 			return nil, "", err

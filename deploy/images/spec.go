@@ -19,11 +19,36 @@ type spec struct {
 	ports      []string
 }
 
-// file is one file of an image.
+// file is one file of an image: a copy of one on this machine, given contents, or a symbolic link.
 type file struct {
-	from, to string
-	program  bool   // must be a static executable; sets the image's architecture
-	caps     []byte // value of the attribute security.capability; nil = none
+	to      string
+	from    string // path on this machine
+	data    []byte // contents, where from is empty
+	link    string // target of the link
+	mode    int64  // permissions; 0 = 0755 for a program, else 0644
+	program bool   // must be a static executable; sets the image's architecture
+	caps    []byte // value of the attribute security.capability; nil = none
+}
+
+// content reads the file.
+func (f *file) content() ([]byte, error) {
+	if f.from != "" {
+		return os.ReadFile(f.from)
+	}
+	return f.data, nil
+}
+
+// permissions returns the file's mode.
+func (f *file) permissions() int64 {
+	switch {
+	case f.link != "":
+		return 0o777
+	case f.mode != 0:
+		return f.mode
+	case f.program:
+		return 0o755
+	}
+	return 0o644
 }
 
 func (s spec) reference(tag string) string { return "docker.io/braidnet/" + s.name + ":" + tag }
@@ -41,15 +66,19 @@ func specs(o options) []spec {
 	if o.roots != "" {
 		coredns.files = append(coredns.files, file{from: o.roots, to: "/etc/ssl/certs/ca-certificates.crt"})
 	}
-	// The variable lets the agent say why iptables is missing.
-	return []spec{coredns, {
+	netagent := spec{
 		name: "netagent", title: "Braid's node agent and CNI plugin",
 		files: []file{
 			{from: filepath.Join(o.bin, "netagent"), to: "/usr/local/bin/netagent", program: true},
 			{from: filepath.Join(o.bin, "braid"), to: "/usr/local/bin/braid", program: true},
 		},
-		user: "0:0", entrypoint: []string{"/usr/local/bin/netagent"}, env: []string{"PATH=" + searchPath, "BRAID_IMAGE=nftables"},
-	}}
+		user: "0:0", entrypoint: []string{"/usr/local/bin/netagent"}, env: []string{"PATH=" + searchPath},
+	}
+	if len(o.tools) == 0 {
+		netagent.env = append(netagent.env, "BRAID_IMAGE=nftables") // lets the agent say why iptables is missing
+	}
+	netagent.files = append(netagent.files, o.tools...)
+	return []spec{coredns, netagent}
 }
 
 // capNetBindService is the number of CAP_NET_BIND_SERVICE (linux/capability.h).
