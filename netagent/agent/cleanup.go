@@ -27,17 +27,13 @@ func Cleanup(ctx context.Context, c Config) (removed []string, err error) {
 		files = append([]string{filepath.Join(c.CNIConfDir, Conflist)}, files...)
 	}
 	removed, errs = removeFiles(removed, errs, files...)
-	for _, d := range dataplanes {
-		dp, err := d.new(c.Log)
+	for _, r := range remainsBeside(nil, c.Log) {
+		had, err := r.Cleanup()
 		if errors.Is(err, os.ErrPermission) {
-			errs = append(errs, fmt.Errorf("%s: %w: run this as root", d.mode, err))
+			err = fmt.Errorf("%w: run this as root", err)
 		}
 		if err != nil {
-			continue // this mode cannot work here, so nothing of it can be here
-		}
-		had, err := dp.Cleanup()
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", d.mode, err))
+			errs = append(errs, fmt.Errorf("service mode %s: %w", r.Name(), err))
 		}
 		removed = append(removed, had...)
 	}

@@ -15,6 +15,8 @@ import (
 // through.
 type iptablesPlane struct {
 	log      *slog.Logger
+	variant  ipt.Variant // that of all tools
+	why      string      // the reason for the variant
 	families []*iptablesFamily
 }
 
@@ -25,21 +27,34 @@ type iptablesFamily struct {
 	known    bool // the renderer knows what is in the kernel; false before the first Replace and after an error
 }
 
-// newIPTables returns the service mode iptables, or an error that says what is missing on this
-// machine. A family that the kernel does not have is left out.
-func newIPTables(log *slog.Logger) (service.Dataplane, error) { return newIPTablesWith(log, ipt.Find) }
+// traces are how to see which variant of iptables a node's programs use: the kubelet makes these chains for
+// others to look at (KEP-3178), the second one in all its versions.
+var traces = ipt.Traces{Chains: []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}, Own: iptables.Prefix}
 
-func newIPTablesWith(log *slog.Logger, find func(ipv6 bool) (*ipt.Tool, error)) (service.Dataplane, error) {
-	p := &iptablesPlane{log: log.With("mode", "iptables")}
+// newIPTables returns the service mode iptables with the variant that the node's other programs use, or an
+// error that says what is missing on this machine. A family that the kernel does not have is left out.
+func newIPTables(log *slog.Logger) (service.Dataplane, error) {
+	v, why, err := ipt.Choose(traces)
+	if err != nil {
+		return nil, hintIPTables(v, err)
+	}
+	return newIPTablesVariant(log, v, why)
+}
+
+func newIPTablesVariant(log *slog.Logger, v ipt.Variant, why string) (service.Dataplane, error) {
+	p := &iptablesPlane{log: log.With("mode", "iptables"), variant: v, why: why}
 	for _, ipv6 := range []bool{false, true} {
 		name := familyName(ipv6)
 		if !ipt.Enabled(ipv6) {
 			p.log.Info("the kernel does not have the family: its services are not programmed", "family", name)
 			continue
 		}
-		tool, err := find(ipv6)
+		tool, err := ipt.Find(ipv6, v)
+		if err == nil {
+			err = tool.Check()
+		}
 		if err != nil {
-			return nil, hintImage(fmt.Errorf("service mode iptables, %s: %w", name, err))
+			return nil, hintIPTables(v, fmt.Errorf("service mode iptables, variant %s (%s), %s: %w", v, why, name, err))
 		}
 		p.families = append(p.families, &iptablesFamily{name: name, tool: tool, renderer: iptables.New(ipv6)})
 	}
@@ -82,23 +97,40 @@ func (p *iptablesPlane) Apply(d service.Delta) error {
 
 // Cleanup implements service.Dataplane.
 func (p *iptablesPlane) Cleanup() (removed []string, err error) {
-	err = p.each(func(f *iptablesFamily) error {
+	for _, f := range p.families {
 		f.known = false
-		saved, err := f.tool.Save()
+	}
+	return iptablesRemains{p.variant}.Cleanup()
+}
+
+// iptablesRemains is what service mode iptables may have left in one variant's tables.
+type iptablesRemains struct{ variant ipt.Variant }
+
+// Name says whose they are.
+func (r iptablesRemains) Name() string { return "iptables (" + string(r.variant) + ")" }
+
+// Cleanup removes our chains, and makes no table. It fails with an os.ErrPermission when there are tables
+// which this process may not read.
+func (r iptablesRemains) Cleanup() (removed []string, err error) {
+	var errs []error
+	for _, ipv6 := range []bool{false, true} {
+		tool, err := ipt.Find(ipv6, r.variant)
+		if err != nil || !ipt.Enabled(ipv6) {
+			continue // without the tool or the family nothing of it can be here
+		}
+		saved, err := tool.Tables()
+		if err == nil {
+			if input := iptables.Cleanup(saved); input != "" {
+				if err = tool.Restore(input); err == nil {
+					removed = append(removed, fmt.Sprintf("iptables chains BRAID-… of %s (%s)", familyName(ipv6), r.variant))
+				}
+			}
+		}
 		if err != nil {
-			return err
+			errs = append(errs, fmt.Errorf("service rules of %s: %w", familyName(ipv6), err))
 		}
-		input := iptables.Cleanup(saved)
-		if input == "" {
-			return nil
-		}
-		if err := f.tool.Restore(input); err != nil {
-			return err
-		}
-		removed = append(removed, "iptables chains BRAID-… of "+f.name)
-		return nil
-	})
-	return removed, err
+	}
+	return removed, errors.Join(errs...)
 }
 
 // each runs a step for every family: a fault in one does not keep the other from being right.

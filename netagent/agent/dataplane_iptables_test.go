@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"github.com/braidnet/braid/internal/kernel/ipt"
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
 	"github.com/braidnet/braid/netagent/service"
+	"github.com/braidnet/braid/netagent/service/iptables"
 )
 
 // TestDataplaneIPTablesLegacy runs the scenario on the tools that old kernels need.
@@ -20,8 +22,77 @@ func TestDataplaneIPTablesLegacy(t *testing.T) {
 	}
 	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "lock")) // the machine's own lock is not ours to take
 	runDataplaneScenario(t, func(log *slog.Logger) (service.Dataplane, error) {
-		return newIPTablesWith(log, func(ipv6 bool) (*ipt.Tool, error) { return ipt.FindVariant(ipv6, "legacy") })
+		return newIPTablesVariant(log, ipt.Legacy, "asked for")
 	})
+}
+
+// TestRemainsOfOtherModes: the variant that a node's programs use may change between two runs of the agent,
+// and so may the service mode. What the earlier run wrote goes, wherever that was; without the right to read
+// there it stays, which is no error.
+func TestRemainsOfOtherModes(t *testing.T) {
+	if !haveTool("iptables-legacy-restore") {
+		t.Skip("iptables-legacy-restore is not installed")
+	}
+	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "lock"))
+	l := newDPLab(t)
+	log := slog.New(slog.DiscardHandler)
+	all, net := dpState()
+	l.foreignRules(t)
+	for _, v := range ipt.Variants {
+		dp := l.construct(t, func(log *slog.Logger) (service.Dataplane, error) { return newIPTablesVariant(log, v, "test") })
+		l.must(t, "Replace", func() error { return dp.Replace(all, net) })
+	}
+	ours := func() int { return strings.Count(l.rules(t)+l.node.Exec(t, "iptables-legacy-save"), iptables.Prefix) }
+	if ours() == 0 {
+		t.Fatal("nothing was written")
+	}
+	l.must(t, "sweep", func() error {
+		chosen, err := newNFTables(log)
+		if err != nil {
+			return err
+		}
+		s := services{dataplane: chosen, remains: remainsBeside(chosen, log), log: log}
+		defer s.close()
+		if len(s.remains) != 2 {
+			t.Errorf("remains %v", s.remains)
+		}
+		return s.sweep()
+	})
+	if n := ours(); n != 0 {
+		t.Errorf("%d lines of ours are left\n%s%s", n, l.rules(t), l.node.Exec(t, "iptables-legacy-save"))
+	}
+	l.wantForeign(t)
+
+	closed := services{remains: []remains{closedRemains{"x", os.ErrPermission}}, log: log}
+	if err := closed.sweep(); err != nil {
+		t.Error(err)
+	}
+	broken := services{remains: []remains{closedRemains{"x", os.ErrInvalid}}, log: log}
+	if err := broken.sweep(); !errors.Is(err, os.ErrInvalid) {
+		t.Error(err)
+	}
+}
+
+// TestVariantFollowsTheKubelet: the mode says which variant it took and why.
+func TestVariantFollowsTheKubelet(t *testing.T) {
+	if !haveTool("iptables-legacy-restore") {
+		t.Skip("iptables-legacy-restore is not installed")
+	}
+	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "lock"))
+	for _, v := range ipt.Variants {
+		ns := nstest.New(t)
+		ns.Exec(t, "iptables-"+string(v), "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
+		ns.Run(t, func() error {
+			dp, refused, err := chooseDataplane("iptables", slog.New(slog.DiscardHandler))
+			if err != nil {
+				return err
+			}
+			if p := dp.(*iptablesPlane); p.variant != v || !strings.Contains(p.why, "KUBE-IPTABLES-HINT") || refused != "" {
+				t.Errorf("kubelet on %s: took %s because %s (%s)", v, p.variant, p.why, refused)
+			}
+			return nil
+		})
+	}
 }
 
 // TestIPTablesGoldensAccepted gives the renderer's goldens to the real tool.
@@ -37,7 +108,7 @@ func TestIPTablesGoldensAccepted(t *testing.T) {
 			t.Fatal(err)
 		}
 		ns.Run(t, func() error {
-			tool, err := ipt.Find(strings.Contains(filepath.Base(file), "ipv6"))
+			tool, err := ipt.Find(strings.Contains(filepath.Base(file), "ipv6"), ipt.NFT)
 			if err != nil {
 				return err
 			}

@@ -5,14 +5,17 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/braidnet/braid/internal/kernel/ipt"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/internal/reconcile"
 	"github.com/braidnet/braid/netagent/service"
@@ -168,14 +171,20 @@ func TestReachableAPIServerIsNotSpokenOf(t *testing.T) {
 	}
 }
 
-func TestHintImage(t *testing.T) {
-	err := errors.New("no working iptables-restore")
+func TestHintIPTables(t *testing.T) {
+	err := errors.New("no iptables-restore of variant nft")
+	denied := fmt.Errorf("read the rules: %w", os.ErrPermission)
 	t.Setenv("BRAID_IMAGE", "")
-	if got := hintImage(err); got != err {
+	if got := hintIPTables(ipt.NFT, err); got != err || hintIPTables(ipt.Legacy, err) != err || hintIPTables(ipt.NFT, denied) != denied {
 		t.Error(got)
 	}
+	for _, err := range []error{denied, errors.New("Fatal: can't open lock file /run/xtables.lock: Read-only file system")} {
+		if got := hintIPTables(ipt.Legacy, err); !errors.Is(got, err) || !strings.Contains(got.Error(), "deploy/iptables") {
+			t.Error(got)
+		}
+	}
 	t.Setenv("BRAID_IMAGE", "nftables")
-	if got := hintImage(err); !errors.Is(got, err) || !strings.Contains(got.Error(), "service-mode to nftables") || hintImage(nil) != nil {
+	if got := hintIPTables(ipt.NFT, err); !errors.Is(got, err) || !strings.Contains(got.Error(), "service-mode to nftables") || hintIPTables(ipt.NFT, nil) != nil {
 		t.Error(got)
 	}
 }

@@ -2,13 +2,15 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
+	"os"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/braidnet/braid/internal/kernel/ipt"
 	"github.com/braidnet/braid/internal/reconcile"
 	"github.com/braidnet/braid/netagent/service"
 )
@@ -19,7 +21,9 @@ import (
 type services struct {
 	planner   *service.Planner
 	dataplane service.Dataplane
-	others    []service.Dataplane // the other modes, whose leftovers go once ours is in force
+	remains   []remains // of the other modes: they go once ours is in force
+	asked     string    // the setting service-mode
+	refused   string    // why `auto` took none of the modes before the chosen one
 
 	log *slog.Logger
 
@@ -35,11 +39,12 @@ func newServices(c Config) (*services, error) {
 	if err != nil {
 		return nil, err
 	}
-	dp, others, err := chooseDataplane(c.ServiceMode, c.Log)
+	dp, refused, err := chooseDataplane(c.ServiceMode, c.Log)
 	if err != nil {
 		return nil, err
 	}
-	s := &services{planner: service.NewPlanner(cfg), dataplane: dp, others: others, log: c.Log}
+	s := &services{planner: service.NewPlanner(cfg), dataplane: dp, remains: remainsBeside(dp, c.Log),
+		asked: c.ServiceMode, refused: refused, log: c.Log}
 	if commits, seen := observed(dp); seen {
 		if s.rules, err = newRuleset(commits); err != nil {
 			s.close()
@@ -56,15 +61,15 @@ func observed(dp service.Dataplane) (commits func() uint32, seen bool) {
 	case *nftablesPlane:
 		return dp.conn.Commits, true
 	case *iptablesPlane:
-		return nil, !slices.ContainsFunc(dp.families, func(f *iptablesFamily) bool { return !f.tool.NFTables() })
+		return nil, dp.variant == ipt.NFT
 	}
 	return nil, false
 }
 
 // close gives up the sockets. The kernel stays as it is.
 func (s *services) close() {
-	for _, dp := range append(s.others, s.dataplane) {
-		if c, ok := dp.(interface{ Close() }); ok {
+	for _, r := range append(s.remains, s.dataplane) {
+		if c, ok := r.(interface{ Close() }); ok {
 			c.Close()
 		}
 	}
@@ -82,27 +87,56 @@ var dataplanes = []struct {
 	{"iptables", newIPTables},
 }
 
-// chooseDataplane returns the renderer for the mode and those whose rules must not stay beside it.
-func chooseDataplane(mode string, log *slog.Logger) (chosen service.Dataplane, others []service.Dataplane, err error) {
+// chooseDataplane returns the renderer for the mode, and why others before it in the list were refused.
+func chooseDataplane(mode string, log *slog.Logger) (chosen service.Dataplane, refused string, err error) {
 	var reasons []string
 	for _, d := range dataplanes {
-		dp, e := d.new(log)
+		if mode != "auto" && mode != d.mode {
+			continue
+		}
+		dp, err := d.new(log)
 		switch {
-		case e != nil && mode == d.mode:
-			return nil, nil, fmt.Errorf("service mode %s cannot work here: %w", mode, e)
-		case e != nil:
-			reasons = append(reasons, e.Error())
-		case chosen == nil && (mode == "auto" || mode == d.mode):
-			chosen = dp
-		default:
-			others = append(others, dp)
+		case err == nil:
+			return dp, strings.Join(reasons, "; "), nil
+		case mode == d.mode:
+			return nil, "", fmt.Errorf("service mode %s cannot work here: %w", mode, err)
+		}
+		reasons = append(reasons, err.Error())
+	}
+	return nil, "", fmt.Errorf("no service mode works here: %s", strings.Join(reasons, "; "))
+}
+
+// remains are rules that an earlier run in another mode may have left.
+type remains interface {
+	Name() string
+	Cleanup() (removed []string, err error)
+}
+
+// closedRemains are those that this process may not look for.
+type closedRemains struct {
+	mode string
+	err  error
+}
+
+func (r closedRemains) Name() string               { return r.mode }
+func (r closedRemains) Cleanup() ([]string, error) { return nil, r.err }
+
+// remainsBeside returns those of all modes but the chosen one's; with nil those of all.
+func remainsBeside(chosen service.Dataplane, log *slog.Logger) (out []remains) {
+	if _, ok := chosen.(*nftablesPlane); !ok {
+		switch dp, err := newNFTables(log); {
+		case err == nil:
+			out = append(out, dp)
+		case errors.Is(err, os.ErrPermission):
+			out = append(out, closedRemains{"nftables", err})
+		} // and where it cannot work, nothing of it can be
+	}
+	for _, v := range ipt.Variants {
+		if dp, ok := chosen.(*iptablesPlane); !ok || dp.variant != v {
+			out = append(out, iptablesRemains{v})
 		}
 	}
-	if chosen == nil {
-		return nil, nil, fmt.Errorf("no service mode works here: %s", strings.Join(reasons, "; "))
-	}
-	log.Info("service mode", "mode", chosen.Name(), "asked", mode, "refused", strings.Join(reasons, "; "))
-	return chosen, others, nil
+	return out
 }
 
 func (s *services) step(context.Context) (reconcile.Outcome, error) {
@@ -135,14 +169,8 @@ func (s *services) replace() (reconcile.Outcome, error) {
 	}
 	s.settle(true)
 	if first { // ours is in force: what another mode left would translate twice
-		for _, o := range s.others {
-			removed, err := o.Cleanup()
-			if err != nil {
-				return reconcile.Outcome{}, fmt.Errorf("remove rules left by service mode %s: %w", o.Name(), err)
-			}
-			for _, r := range removed {
-				s.log.Info("removed what another service mode left", "removed", r)
-			}
+		if err := s.sweep(); err != nil {
+			return reconcile.Outcome{}, err
 		}
 		s.settle(false)
 	}
@@ -153,6 +181,23 @@ func (s *services) replace() (reconcile.Outcome, error) {
 		s.frontends[all[i].Key] = struct{}{}
 	}
 	return s.outcome(), nil
+}
+
+// sweep removes what other modes left. Tables that may not be read are no fault of ours: in the tables of
+// iptables-legacy the agent has business only with more rights than it needs for other modes.
+func (s *services) sweep() error {
+	for _, r := range s.remains {
+		removed, err := r.Cleanup()
+		if errors.Is(err, os.ErrPermission) {
+			s.log.Info("not looked for what another service mode may have left", "of", r.Name(), "err", err)
+		} else if err != nil {
+			return fmt.Errorf("remove rules left by service mode %s: %w", r.Name(), err)
+		}
+		for _, what := range removed {
+			s.log.Info("removed what another service mode left", "removed", what)
+		}
+	}
+	return nil
 }
 
 func (s *services) apply() (reconcile.Outcome, error) {

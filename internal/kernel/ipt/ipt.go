@@ -28,46 +28,33 @@ var tables = []string{"nat", "filter"}
 // Tool is a working pair of restore and save programs.
 type Tool struct {
 	restore, save string
-	nftables      bool
+	variant       Variant
+	ipv6          bool
 }
 
 // NFTables reports whether the tool keeps its rules in nftables, not in the kernel's older tables.
-func (t *Tool) NFTables() bool { return t.nftables }
+func (t *Tool) NFTables() bool { return t.variant == NFT }
 
-// Variants of the tools, best first. Plain names come after the explicit nftables ones, since an
-// administrator may have pointed them at legacy, and rules in both kernels' tables at once are
-// evaluated one after the other.
-var variants = []string{"-nft", "", "-legacy"}
-
-// Find returns the best pair of tools that works in this network namespace. The error says for every
-// variant why not.
-func Find(ipv6 bool) (*Tool, error) { return find(ipv6, variants) }
-
-// FindVariant is Find for one variant: "nft", "legacy", or "" for the system's default.
-func FindVariant(ipv6 bool, variant string) (*Tool, error) {
-	if variant != "" {
-		variant = "-" + variant
-	}
-	return find(ipv6, []string{variant})
-}
-
-func find(ipv6 bool, variants []string) (*Tool, error) {
+// Find returns the tools of one variant for one address family. The error says for every name that they
+// could have why not.
+func Find(ipv6 bool, v Variant) (*Tool, error) {
 	base := "iptables"
 	if ipv6 {
 		base = "ip6tables"
 	}
 	var reasons []string
-	for _, v := range variants {
-		t, err := lookup(base + v)
-		if err == nil {
-			_, err = t.Save()
+	for _, suffix := range []string{"-" + string(v), ""} {
+		t, err := lookup(base + suffix)
+		if err == nil && t.variant != v {
+			err = fmt.Errorf("%s is of variant %s", t.restore, t.variant)
 		}
 		if err == nil {
+			t.ipv6 = ipv6
 			return t, nil
 		}
 		reasons = append(reasons, err.Error())
 	}
-	return nil, fmt.Errorf("no working %s-restore: install the package iptables, 1.8 or newer (%s)", base, strings.Join(reasons, "; "))
+	return nil, fmt.Errorf("no %s-restore of variant %s: install the package iptables, 1.8 or newer (%s)", base, v, strings.Join(reasons, "; "))
 }
 
 func lookup(name string) (*Tool, error) {
@@ -79,11 +66,15 @@ func lookup(name string) (*Tool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s-save: %w", name, errors.Unwrap(err))
 	}
-	version, _, err := run(nil, restore, "--version") // "iptables-restore v1.8.11 (nf_tables)"
+	version, _, err := run(nil, restore, "--version") // "iptables-restore v1.8.11 (nf_tables)", before 1.8 without parentheses
 	if err != nil {
 		return nil, fmt.Errorf("%s --version: %w", restore, err)
 	}
-	return &Tool{restore: restore, save: save, nftables: bytes.Contains(version, []byte("(nf_tables)"))}, nil
+	t := &Tool{restore: restore, save: save, variant: Legacy}
+	if bytes.Contains(version, []byte("(nf_tables)")) {
+		t.variant = NFT
+	}
+	return t, nil
 }
 
 // String returns the path of the restore program.
@@ -96,6 +87,14 @@ func Enabled(ipv6 bool) bool {
 	}
 	_, err := os.Stat("/proc/net/if_inet6")
 	return err == nil
+}
+
+// Check reports why the tool cannot write rules here: no support in the kernel, no right, no lock.
+func (t *Tool) Check() error {
+	if _, err := t.Save(); err != nil {
+		return err
+	}
+	return t.Test("*nat\nCOMMIT\n") // takes the lock
 }
 
 // Save reads the nat and filter tables: table -> chain -> rules without "-A CHAIN ".

@@ -76,7 +76,7 @@ func TestRestoreAndSave(t *testing.T) {
 	for _, ipv6 := range []bool{false, true} {
 		ns := nstest.New(t)
 		ns.Run(t, func() error {
-			tool, err := Find(ipv6)
+			tool, err := Find(ipv6, NFT)
 			if err != nil {
 				return err
 			}
@@ -108,7 +108,7 @@ func TestRestoreAndSave(t *testing.T) {
 func TestRestoreNamesTheLine(t *testing.T) {
 	ns := nstest.New(t)
 	ns.Run(t, func() error {
-		tool, err := Find(false)
+		tool, err := Find(false, NFT)
 		if err != nil {
 			return err
 		}
@@ -134,7 +134,7 @@ func TestRestoreNamesTheLine(t *testing.T) {
 
 func TestFindSaysWhatToInstall(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	_, err := Find(true)
+	_, err := Find(true, NFT)
 	if err == nil || !strings.Contains(err.Error(), "install the package iptables") || !strings.Contains(err.Error(), "ip6tables-nft-restore") {
 		t.Errorf("error %v must say what to install and what was looked for", err)
 	}

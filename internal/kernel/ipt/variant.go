@@ -1,0 +1,140 @@
+package ipt
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// Variant is where the tools keep rules. Packets pass both places, so all programs of a machine should use
+// the same one.
+type Variant string
+
+// The two variants there are.
+const (
+	NFT    Variant = "nft"    // nftables, since iptables 1.8
+	Legacy Variant = "legacy" // the kernel's ip_tables
+)
+
+// Variants lists both, the preferred one first.
+var Variants = []Variant{NFT, Legacy}
+
+// errNoAccess means that there are tables and this process may not read them. It is an os.ErrPermission.
+var errNoAccess = fmt.Errorf("%w: the capability NET_ADMIN is needed, for legacy NET_RAW too", os.ErrPermission)
+
+// Traces are what a caller knows of the machine's programs.
+type Traces struct {
+	Chains []string // chains of table mangle by which one of them shows its variant
+	Own    string   // beginning of the names of the caller's own chains, which say nothing
+}
+
+// use is what was seen of one variant.
+type use struct {
+	chain string // one of Traces.Chains, "" = none
+	rules int    // of other programs
+	err   error  // why its tools cannot work here, or its rules could not be read
+}
+
+// Choose returns the variant that other programs of this network namespace use, and the reason in words: the
+// one with a chain of traces, else the one with more rules, else nft. It changes nothing: a table that is not
+// there yet is not made. The error is about the chosen variant when that cannot work here.
+func Choose(traces Traces) (Variant, string, error) {
+	seen := map[Variant]use{}
+	for _, v := range Variants {
+		seen[v] = look(v, traces)
+	}
+	v, why := choose(seen[NFT], seen[Legacy])
+	if err := seen[v].err; err != nil {
+		return v, why, fmt.Errorf("iptables variant %s (%s): %w", v, why, err)
+	}
+	return v, why, nil
+}
+
+func choose(nft, legacy use) (Variant, string) {
+	switch {
+	case nft.chain != "":
+		return NFT, "other programs use it: it has their chain " + nft.chain
+	case legacy.chain != "":
+		return Legacy, "other programs use it: it has their chain " + legacy.chain
+	case errors.Is(legacy.err, errNoAccess): // whatever is in them
+		return Legacy, "other programs made tables of it"
+	case legacy.rules > nft.rules:
+		return Legacy, fmt.Sprintf("it has %d rules of other programs, nft %d", legacy.rules, nft.rules)
+	case nft.err != nil && legacy.err == nil:
+		return Legacy, fmt.Sprintf("nft cannot work here: %v", nft.err)
+	case nft.rules > 0:
+		return NFT, fmt.Sprintf("it has %d rules of other programs, legacy %d", nft.rules, legacy.rules)
+	}
+	return NFT, "no other program has rules"
+}
+
+// look sees what a variant holds, of both families.
+func look(v Variant, traces Traces) (u use) {
+	for _, ipv6 := range []bool{false, true} {
+		if !Enabled(ipv6) {
+			continue
+		}
+		t, err := Find(ipv6, v)
+		if err != nil {
+			u.err = errors.Join(u.err, err)
+			continue
+		}
+		tables, err := t.Tables()
+		if err != nil {
+			u.err = errors.Join(u.err, err)
+			continue
+		}
+		u.count(tables, traces)
+	}
+	return u
+}
+
+// count adds the rules of one family.
+func (u *use) count(tables map[string]map[string][]string, traces Traces) {
+	for _, chain := range traces.Chains {
+		if _, ok := tables["mangle"][chain]; ok && u.chain == "" {
+			u.chain = chain
+		}
+	}
+	for _, chains := range tables {
+		for name, rules := range chains {
+			if !strings.HasPrefix(name, traces.Own) {
+				u.rules += len(rules)
+			}
+		}
+	}
+}
+
+// Tables reads every table that exists, as Save does, and makes none. What iptables cannot read is left out.
+// Without the right to read it fails with an os.ErrPermission.
+func (t *Tool) Tables() (map[string]map[string][]string, error) {
+	if !t.NFTables() && !t.inUse() {
+		return nil, nil // nothing to read, for which no right is needed
+	}
+	text, stderr, err := run(nil, t.save)
+	if err != nil {
+		if strings.Contains(stderr, "ermission denied") || strings.Contains(stderr, "not permitted") {
+			err = errNoAccess
+		}
+		return nil, fmt.Errorf("read the rules with %s: %w: %s", t.save, err, strings.TrimSpace(stderr))
+	}
+	var lines []string
+	for _, l := range strings.Split(string(text), "\n") {
+		if !strings.HasPrefix(l, "#") {
+			lines = append(lines, l)
+		}
+	}
+	return parseSaved([]byte(strings.Join(lines, "\n")))
+}
+
+// inUse reports whether the kernel has tables of variant legacy for the tool's family. It makes them when
+// they are first used, and keeps them.
+func (t *Tool) inUse() bool {
+	file := "/proc/thread-self/net/ip_tables_names" // of the calling thread's network namespace
+	if t.ipv6 {
+		file = "/proc/thread-self/net/ip6_tables_names"
+	}
+	names, err := os.ReadFile(file)
+	return err == nil && len(names) > 0
+}
