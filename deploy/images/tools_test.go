@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -20,7 +21,29 @@ import (
 )
 
 // debianTools returns iptables from Debian's packages, for the machine that the test runs on.
-func debianTools(t *testing.T) ([]file, *debian) {
+func debianTools(t *testing.T) []file {
+	t.Helper()
+	d := machineDebian(t)
+	toolsOnce.Do(func() {
+		var packages []string
+		toolsOfDebian, packages, errTools = iptablesFiles(d.open)
+		if !slices.Contains(packages, "libc6") || slices.Contains(packages, "netbase") {
+			t.Errorf("files of the packages %v", packages)
+		}
+	})
+	if errTools != nil {
+		t.Fatal(errTools)
+	}
+	return toolsOfDebian
+}
+
+var (
+	toolsOnce     sync.Once
+	toolsOfDebian []file
+	errTools      error
+)
+
+func machineDebian(t *testing.T) *debian {
 	t.Helper()
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -34,21 +57,14 @@ func debianTools(t *testing.T) ([]file, *debian) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	list, packages, err := iptablesFiles(d.open)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !slices.Contains(packages, "libc6") || slices.Contains(packages, "netbase") {
-		t.Errorf("files of the packages %v", packages)
-	}
-	return list, d
+	return d
 }
 
 // With nothing but the files of the image, both variants run for both families, and every extension finds
 // the libraries it is linked to.
 func TestIPTablesRunsOutOfTheImage(t *testing.T) {
 	nstest.RequireRoot(t)
-	list, _ := debianTools(t)
+	list := debianTools(t)
 	data, _, err := files(list, time.Unix(0, 0))
 	if err != nil {
 		t.Fatal(err)
@@ -110,7 +126,7 @@ func tail(text string) string { return text[max(0, len(text)-300):] }
 
 // A dependency that is not declared is noticed when the image is made, not when somebody needs it.
 func TestMissingLibrary(t *testing.T) {
-	_, d := debianTools(t)
+	d := machineDebian(t)
 	_, _, err := iptablesFiles(func(names []string) (map[string]entry, []string, error) {
 		files, depends, err := d.open(names)
 		return files, slices.DeleteFunc(depends, func(p string) bool { return p == "libmnl0" || p == "libc6" }), err
@@ -129,7 +145,7 @@ func TestMissingLibrary(t *testing.T) {
 }
 
 func TestUnknownPackage(t *testing.T) {
-	_, d := debianTools(t)
+	d := machineDebian(t)
 	d.lists = []string{"-o", "Dir::Cache=" + t.TempDir()} // the machine's, but no others are tried after them
 	if err := d.download([]string{"no-such-package"}); err == nil || !strings.Contains(err.Error(), "no-such-package") {
 		t.Errorf("%v", err)
@@ -157,7 +173,7 @@ func TestDebianFields(t *testing.T) {
 func TestFoldersAreTheImages(t *testing.T) {
 	nstest.RequireRoot(t)
 	o := programs(t)
-	o.tools, _ = debianTools(t)
+	o.tools = debianTools(t)
 	for _, s := range specs(o) {
 		data, err := s.make(o.tag)
 		if err != nil {
