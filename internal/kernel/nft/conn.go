@@ -83,7 +83,7 @@ func (c *Conn) Commits() uint32 { return c.commits }
 // it stay.
 func (c *Conn) Apply(ops []desired.NFTOp) error {
 	for len(ops) > 0 {
-		t := newTransaction(c.next())
+		t := newTransaction(c.next(), 0)
 		n := 0
 		for n < len(ops) && (len(t.buf) < c.limit || ops[n].Join) {
 			n += t.add(ops[n:])
@@ -98,9 +98,34 @@ func (c *Conn) Apply(ops []desired.NFTOp) error {
 	return nil
 }
 
+// ErrGeneration says that somebody changed the ruleset since the generation ApplyAt was given.
+var ErrGeneration = errors.New("the ruleset changed meanwhile")
+
+// ApplyAt carries out ops in one transaction, provided that nothing in the namespace changed since
+// Generation returned generation; else it changes nothing and returns ErrGeneration. So what was
+// read in between still holds when ops, which follow from it, take effect.
+func (c *Conn) ApplyAt(generation uint32, ops []desired.NFTOp) error {
+	if len(ops) == 0 {
+		return nil
+	}
+	t := newTransaction(c.next(), generation)
+	for n := 0; n < len(ops); {
+		n += t.add(ops[n:])
+	}
+	switch err := c.send(t, true); {
+	case errors.Is(err, unix.ERESTART):
+		return ErrGeneration
+	case err != nil:
+		return err
+	}
+	c.written += uint64(len(t.messages))
+	c.commits++
+	return nil
+}
+
 // Check asks the kernel whether it would accept ops, and changes nothing.
 func (c *Conn) Check(ops []desired.NFTOp) error {
-	t := newTransaction(c.next())
+	t := newTransaction(c.next(), 0)
 	for n := 0; n < len(ops); {
 		n += t.add(ops[n:])
 	}

@@ -11,6 +11,7 @@ import (
 // Numbers of include/uapi/linux/netfilter/nf_tables.h that x/sys does not have.
 const (
 	nftaTableUserdata = 6
+	nfnlBatchGenID    = 1 // include/uapi/linux/netfilter/nfnetlink.h
 	nftDataVerdict    = 0xffffff00
 	nfAccept          = 1 // include/uapi/linux/netfilter.h
 )
@@ -47,10 +48,15 @@ type transaction struct {
 	err      error
 }
 
-// newTransaction starts a batch; seq numbers its messages upwards.
-func newTransaction(seq uint32) *transaction {
+// newTransaction starts a batch; seq numbers its messages upwards. With a generation other than 0
+// the kernel refuses the batch when the ruleset has another by then.
+func newTransaction(seq, generation uint32) *transaction {
 	t := &transaction{seq: seq}
-	t.buf.end(t.buf.begin(unix.NFNL_MSG_BATCH_BEGIN, 0, seq, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES))
+	m := t.buf.begin(unix.NFNL_MSG_BATCH_BEGIN, 0, seq, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
+	if generation != 0 {
+		t.buf.u32(nfnlBatchGenID, generation)
+	}
+	t.buf.end(m)
 	return t
 }
 

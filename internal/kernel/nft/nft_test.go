@@ -131,6 +131,41 @@ func TestTableIsReadAsWritten(t *testing.T) {
 	}
 }
 
+// TestApplyAtHoldsTheRuleset: what was decided on an older ruleset is not done.
+func TestApplyAtHoldsTheRuleset(t *testing.T) {
+	c, ns := open(t)
+	mustApply(t, c, addTable(testTable()))
+	add := func(v int) []desired.NFTOp { return []desired.NFTOp{addElement(desired.NFTElement{Set: "numbers", Key: num(v)})} }
+	generation := func() uint32 {
+		g, err := c.Generation()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	g := generation()
+	if err := c.ApplyAt(g, nil); err != nil || generation() != g {
+		t.Errorf("nothing to do: %v, generation %d became %d", err, g, generation())
+	}
+	if err := c.ApplyAt(g, add(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.ApplyAt(g, add(2)); !errors.Is(err, ErrGeneration) {
+		t.Errorf("after a change of our own: %v", err)
+	}
+	g = generation()
+	ns.Exec(t, "nft", "add", "table", "ip", "somebody")
+	if err := c.ApplyAt(g, add(2)); !errors.Is(err, ErrGeneration) {
+		t.Errorf("after a change of another table: %v", err)
+	}
+	if err := c.ApplyAt(generation(), append(add(2), desired.NFTOp{Verb: desired.NFTDeleteTable, Family: desired.NFTIPv4, Table: "nobody"})); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("an operation that cannot be: %v", err)
+	}
+	if got := mustRead(t, c).Elements; len(got) != 1 || got[0].Key != num(1) {
+		t.Errorf("elements %+v, want only 1", got)
+	}
+}
+
 func TestChainsComeAndGo(t *testing.T) {
 	c, _ := open(t)
 	chain := desired.NFTChain{Name: "more", Rules: []desired.NFTRule{{Comment: "one", Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: "later"}}}}}
