@@ -111,6 +111,9 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 			return err
 		}
 	}
+	if err := openPorts(back, conf, node, ownerOf(args, alias), leases); err != nil {
+		return err
+	}
 	return types.PrintResult(result(conf, args.Netns, bridge, host, inside, leases), conf.CNIVersion)
 }
 

@@ -47,7 +47,7 @@ func check(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	if err := checkNode(&d, conf, args, inside); err != nil {
+	if err := checkNode(&d, conf, args, inside, leases); err != nil {
 		return err
 	}
 	if err := checkReservation(&d, conf, args, leases); err != nil {
@@ -96,8 +96,8 @@ func checkPod(d *diffs, pod *netns.NS, conf *config, ifname, mac string, leases 
 	return seen.Index, nil
 }
 
-// checkNode compares the host end and the bridge.
-func checkNode(d *diffs, conf *config, args *skel.CmdArgs, inside int) error {
+// checkNode compares the host end, the bridge and the host ports.
+func checkNode(d *diffs, conf *config, args *skel.CmdArgs, inside int, leases []ipam.Lease) error {
 	h, err := link.OpenAt(-1)
 	if err != nil {
 		return err
@@ -111,6 +111,9 @@ func checkNode(d *diffs, conf *config, args *skel.CmdArgs, inside int) error {
 		return err
 	default:
 		checkBridge(d, conf, bridge)
+	}
+	if err := checkPorts(d, conf, args, h, leases); err != nil {
+		return err
 	}
 
 	port, err := link.ReadPort(h, link.HostVethName(args.ContainerID, args.IfName))

@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"slices"
 
+	"github.com/braidnet/braid/cni/hostport"
 	"github.com/braidnet/braid/cni/ipam"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -34,6 +35,7 @@ type config struct {
 	MTU        int // 0: the kernel's default
 	Sets       []ipam.Set
 	Routes     []netip.Prefix // besides the default routes; through the gateway of their family
+	Ports      []hostport.Mapping
 	DataDir    string
 	DNS        types.DNS
 	Prev       *types100.Result // nil unless chained or CHECK
@@ -51,7 +53,14 @@ type rawConfig struct {
 	LogLevel   string         `json:"logLevel"`
 	DNS        types.DNS      `json:"dns"`
 	IPAM       rawIPAM        `json:"ipam"`
+	Runtime    rawRuntime     `json:"runtimeConfig"`
 	PrevResult map[string]any `json:"prevResult"`
+}
+
+// rawRuntime is what a runtime says about one pod, each key only when the configuration lists it among
+// its capabilities.
+type rawRuntime struct {
+	PortMappings []rawPort `json:"portMappings"`
 }
 
 type rawIPAM struct {
@@ -95,6 +104,9 @@ func parseConfig(data []byte) (*config, error) {
 		return nil, err
 	}
 	if c.Routes, err = raw.IPAM.routes(c.Sets); err != nil {
+		return nil, err
+	}
+	if c.Ports, err = parsePorts(raw.Runtime.PortMappings, c.Sets); err != nil {
 		return nil, err
 	}
 	least := minMTU4
@@ -193,7 +205,7 @@ func logUnknown(log *slog.Logger, data []byte) {
 			}
 		}
 	}
-	report("", top, "cniVersion", "name", "type", "bridge", "mtu", "logLevel", "dns", "ipam", "prevResult")
+	report("", top, "cniVersion", "name", "type", "bridge", "mtu", "logLevel", "dns", "ipam", "prevResult", "capabilities", "runtimeConfig")
 	report("ipam.", below, "type", "dataDir", "ranges", "routes", "subnet", "rangeStart", "rangeEnd", "gateway")
 }
 

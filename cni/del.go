@@ -19,8 +19,12 @@ func del(args *skel.CmdArgs) error {
 		return err
 	}
 	defer node.Close()
-	// The link first: an address is free only when nothing answers to it.
+	// An address is free only when nothing leads to it and nothing answers to it.
 	host := link.HostVethName(args.ContainerID, args.IfName)
+	ports, err := hostPorts(conf, node).Remove(host)
+	if err != nil {
+		return err
+	}
 	found, err := link.DeleteVeth(node, host)
 	if err != nil {
 		return err
@@ -35,6 +39,6 @@ func del(args *skel.CmdArgs) error {
 			conf.Log.Warn("the node's entry of a removed pod stays until it expires", "err", err)
 		}
 	}
-	conf.Log.Debug("removed", "container", args.ContainerID, "ifname", args.IfName, "host", host, "found", found, "freed", freed)
+	conf.Log.Debug("removed", "container", args.ContainerID, "ifname", args.IfName, "host", host, "found", found, "host port rules", ports, "freed", freed)
 	return nil
 }

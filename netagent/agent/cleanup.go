@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/braidnet/braid/cni/hostport"
 )
 
 // Cleanup removes everything that agent and CNI plugin ever made on this node, and nothing else. It
@@ -38,8 +40,13 @@ func Cleanup(ctx context.Context, c Config) (removed []string, err error) {
 		removed = append(removed, had...)
 	}
 	links, err := cleanupLinks(c)
-	removed = append(removed, links...)
-	return removed, errors.Join(append(errs, err)...)
+	removed, errs = append(removed, links...), append(errs, err)
+	if err == nil { // as long as the pods' bridge is there, these tables guard the loopback addresses
+		var ports []string
+		ports, err = hostport.Destroy()
+		removed, errs = append(removed, ports...), append(errs, err)
+	}
+	return removed, errors.Join(errs...)
 }
 
 func removeFiles(removed []string, errs []error, paths ...string) ([]string, []error) {

@@ -27,10 +27,11 @@ type cniIPAM struct {
 }
 
 type cniPlugin struct {
-	Type   string  `json:"type"`
-	Bridge string  `json:"bridge"`
-	MTU    int     `json:"mtu,omitempty"`
-	IPAM   cniIPAM `json:"ipam"`
+	Type         string          `json:"type"`
+	Capabilities map[string]bool `json:"capabilities"` // what the runtime is to tell the plugin about each pod
+	Bridge       string          `json:"bridge"`
+	MTU          int             `json:"mtu,omitempty"`
+	IPAM         cniIPAM         `json:"ipam"`
 }
 
 type cniConflist struct {
@@ -66,7 +67,7 @@ func (a *Agent) cniStep(context.Context) (reconcile.Outcome, error) {
 }
 
 func (a *Agent) conflist(node *model.Node) cniConflist {
-	p := cniPlugin{Type: "braid", Bridge: "braid0", IPAM: cniIPAM{DataDir: filepath.Join(a.cfg.StateDir, "networks")}}
+	p := cniPlugin{Type: "braid", Capabilities: map[string]bool{"portMappings": true}, Bridge: "braid0", IPAM: cniIPAM{DataDir: filepath.Join(a.cfg.StateDir, "networks")}}
 	if a.overlay != nil {
 		p.MTU = int(a.overlay.mtu.Load())
 	}

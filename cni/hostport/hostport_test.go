@@ -1,0 +1,74 @@
+package hostport
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/braidnet/braid/internal/desired"
+)
+
+func TestRulesFollowTheFamilies(t *testing.T) {
+	four, six := netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")
+	for _, c := range []struct {
+		addr string
+		pod  []netip.Addr
+		want string
+	}{
+		{"", []netip.Addr{four, six}, "80/tcp → 10.0.0.2:8080, 80/tcp → [fd00::2]:8080"},
+		{"", []netip.Addr{six}, "80/tcp → [fd00::2]:8080"},
+		{"0.0.0.0", []netip.Addr{four, six}, "80/tcp → 10.0.0.2:8080"},
+		{"::", []netip.Addr{four, six, six.Next()}, "80/tcp → [fd00::2]:8080"},
+		{"192.0.2.1", []netip.Addr{six, four}, "192.0.2.1:80/tcp → 10.0.0.2:8080"},
+		{"::1", []netip.Addr{four}, "host port [::1]:80/tcp: the pod has no address of that family, only [10.0.0.2]"},
+		{"0.0.0.0", []netip.Addr{six}, "host port 0.0.0.0:80/tcp: the pod has no address of that family, only [fd00::2]"},
+	} {
+		m := Mapping{Host: Port{Protocol: TCP, Number: 80}, Container: 8080}
+		if c.addr != "" {
+			m.Host.Addr = netip.MustParseAddr(c.addr)
+		}
+		list, err := rules([]Mapping{m}, c.pod)
+		var text []string
+		for _, r := range list {
+			text = append(text, r.host.String()+" → "+r.pod.String())
+		}
+		got := strings.Join(text, ", ")
+		if err != nil {
+			got = err.Error()
+		}
+		if got != c.want {
+			t.Errorf("%q for %v: %s, want %s", c.addr, c.pod, got, c.want)
+		}
+	}
+}
+
+// TestElementsAreReadBack: what is in the kernel says what it is for, whatever the names are.
+func TestElementsAreReadBack(t *testing.T) {
+	for range 1000 {
+		f := Families[rand.IntN(2)]
+		bytes := make([]byte, families[f].addr.Bytes*2)
+		for i := range bytes {
+			bytes[i] = byte(rand.IntN(256))
+		}
+		host, _ := netip.AddrFromSlice(bytes[:len(bytes)/2])
+		pod, _ := netip.AddrFromSlice(bytes[len(bytes)/2:])
+		r := rule{f, Port{host, []Protocol{TCP, UDP, SCTP}[rand.IntN(3)], uint16(rand.IntN(65536))}, netip.AddrPortFrom(pod, uint16(rand.IntN(65536)))}
+		if rand.IntN(2) == 0 {
+			r.host.Addr = netip.Addr{}
+		}
+		owner := Owner{"brd0123456789a", strings.Repeat("n", rand.IntN(64)) + "/" + strings.Repeat("p", rand.IntN(254))}
+		e := r.element(owner)
+		if got, ok := parse(f, e); !ok || got != r {
+			t.Fatalf("%+v became %+v", r, got)
+		}
+		if got := ownerOf(e.Comment); got.Link != owner.Link || !strings.HasPrefix(owner.Pod, got.Pod) || len(e.Comment) > 127 {
+			t.Fatalf("owner %v became %v", owner, got)
+		}
+	}
+	for _, e := range []desired.NFTElement{{Set: setHairpins, Key: "12345678"}, {Set: mapPorts, Key: "short"}, {Set: mapAddresses, Key: strings.Repeat("x", 12)}} {
+		if r, ok := parse(desired.NFTIPv4, e); ok {
+			t.Errorf("%+v was taken for %+v", e, r)
+		}
+	}
+}
