@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/containernetworking/cni/libcni"
@@ -228,8 +229,24 @@ func (r *podRuntime) cni(pod cluster.PodSandbox, f func(*libcni.CNIConfig, *libc
 			{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", pod.Namespace}, {"K8S_POD_NAME", pod.Name},
 			{"K8S_POD_INFRA_CONTAINER_ID", id}, {"K8S_POD_UID", pod.UID},
 		},
+		CapabilityArgs: capabilityArgs(pod),
 	}
 	return inNS(nsPath(r.p.nodeNS(pod.Node)), func() error { return f(c, list, rt) })
+}
+
+// capabilityArgs is what a runtime tells plugins that have the capability (CNI conventions). Without host
+// ports it says nothing, as runtimes do.
+func capabilityArgs(pod cluster.PodSandbox) map[string]any {
+	var list []map[string]any
+	for _, h := range pod.HostPorts {
+		list = append(list, map[string]any{
+			"hostPort": h.Host, "containerPort": h.Container, "protocol": strings.ToLower(string(h.Protocol)), "hostIP": h.Addr,
+		})
+	}
+	if list == nil {
+		return nil
+	}
+	return map[string]any{"portMappings": list}
 }
 
 // containerID is one id per sandbox: a pod made anew under its old name has another UID.

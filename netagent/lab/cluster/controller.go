@@ -38,6 +38,7 @@ type PodSandbox struct {
 	Subdomain                  string // spec.subdomain
 	HostNetwork                bool
 	Ports                      []Port // sorted, each (number, protocol) once
+	HostPorts                  []HostPort
 	DNSPolicy                  corev1.DNSPolicy
 	DNSConfig                  *corev1.PodDNSConfig // nil when the pod gives none
 	HostAliases                []corev1.HostAlias

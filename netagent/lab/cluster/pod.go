@@ -101,7 +101,7 @@ func (p *pod) sandbox() PodSandbox {
 	return PodSandbox{
 		Namespace: p.key.Namespace, Name: p.key.Name, UID: string(p.base.UID), Node: s.NodeName,
 		Hostname: hostname, Subdomain: s.Subdomain, HostNetwork: s.HostNetwork,
-		Ports: slices.Clone(p.ports), DNSPolicy: s.DNSPolicy, DNSConfig: s.DNSConfig.DeepCopy(),
+		Ports: slices.Clone(p.ports), HostPorts: hostPorts(&s), DNSPolicy: s.DNSPolicy, DNSConfig: s.DNSConfig.DeepCopy(),
 		HostAliases: slices.Clone(s.HostAliases),
 	}
 }

@@ -43,6 +43,30 @@ spec: {selector: {app: a}, ports: [{name: num, port: 1000, targetPort: 7777}, {n
 	equal(t, "ports with a service that targets another", text(), []string{" 70/SCTP", "web 80/TCP", " 80/UDP", " 90/TCP", " 7777/TCP"})
 }
 
+func TestHostPortsKeepPodsApart(t *testing.T) {
+	p := newPlayground(t, 2)
+	pod := func(name, node, port string) string {
+		return fmt.Sprintf("---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s}\nspec: {%s containers: [{name: c, image: i, ports: [{containerPort: 80, %s}]}]}\n", name, node, port)
+	}
+	p.applyOnly(t, pod("a", "nodeName: n1,", "hostPort: 8000")+pod("b", "", "hostPort: 8000")+pod("c", "", "hostPort: 8000, hostIP: 127.0.0.1"))
+	p.until(t, "c to be refused", func(pods []PodStatus) bool {
+		return len(pods) == 3 && pods[0].Ready && pods[1].Ready && pods[2].Error != ""
+	})
+	if b, c := p.pod(t, "b"), p.pod(t, "c"); b.Node != "n2" || c.Error != "each node that fits has a pod with one of its host ports, [127.0.0.1:8000/TCP]" {
+		t.Errorf("b is on %q, c: %q", b.Node, c.Error)
+	}
+	p.applyOnly(t, pod("d", "nodeName: n1,", "hostPort: 8000, protocol: UDP"))
+	if _, err := p.Delete(t.Context(), "x", []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: b}\n")); err != nil {
+		t.Fatal(err)
+	}
+	p.until(t, "c to run where b was", func(pods []PodStatus) bool { return p.pod(t, "c").Ready && p.pod(t, "d").Ready })
+	p.fake.mu.Lock()
+	defer p.fake.mu.Unlock()
+	if c, d := p.fake.live["default/c"], p.fake.live["default/d"]; c.Node != "n2" || fmt.Sprint(c.HostPorts, d.HostPorts) != "[127.0.0.1:8000/TCP] [:8000/UDP]" {
+		t.Errorf("c is on %s with %v, d has %v", c.Node, c.HostPorts, d.HostPorts)
+	}
+}
+
 func TestFailingPodIsRetriedAndOthersGoOn(t *testing.T) {
 	p := newPlayground(t, 2)
 	p.fake.setFail("default/bad", errors.New("no address left"))

@@ -163,6 +163,9 @@ func (c *Controller) choose(p *pod) (node, why string) {
 	if len(fits) == 0 {
 		return "", fmt.Sprintf("no node has the labels of its nodeSelector, %s", labels.Set(p.base.Spec.NodeSelector))
 	}
+	if fits = slices.DeleteFunc(fits, c.portsTaken(p)); len(fits) == 0 {
+		return "", fmt.Sprintf("each node that fits has a pod with one of its host ports, %v", hostPorts(&p.base.Spec))
+	}
 	siblings := map[string]int{}
 	for _, o := range c.pods {
 		if p.owner != nil && o.owner == p.owner && o.hash == p.hash && o != p {
