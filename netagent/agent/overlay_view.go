@@ -3,6 +3,7 @@ package agent
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -12,6 +13,7 @@ import (
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/kernel/neigh"
 	"github.com/braidnet/braid/internal/kernel/route"
+	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/braidnet/braid/netagent/overlay"
 )
 
@@ -28,6 +30,8 @@ type view struct {
 	neighs map[desired.NeighKey]desired.Neigh
 	fdb    map[desired.FDBKey]desired.FDB
 	routes map[netip.Prefix]desired.Route
+
+	forwarding []string // sysctls that have to be 1
 }
 
 type underlayState struct {
@@ -41,6 +45,11 @@ func newView(in overlay.Input, want desired.Network, t *link.Table) view {
 	if in.Self != nil {
 		for _, a := range in.Self.InternalIPs {
 			v.ips[a] = ""
+		}
+		for _, c := range in.Self.PodCIDRs {
+			if name := sysctl.Forwarding(c.Addr().Is4()); !slices.Contains(v.forwarding, name) {
+				v.forwarding = append(v.forwarding, name)
+			}
 		}
 	}
 	for _, u := range in.Underlays {

@@ -12,6 +12,7 @@ import (
 	vnetns "github.com/vishvananda/netns"
 
 	"github.com/braidnet/braid/internal/kernel/netns"
+	"github.com/braidnet/braid/internal/kernel/sysctl"
 )
 
 const (
@@ -22,15 +23,19 @@ const (
 	// eventBuffer is the receive buffer of each event socket, bytes: room for the burst of routes
 	// that goes when a device does, in a cluster of thousands of nodes.
 	eventBuffer = 4 << 20
+	// forwardingEvery is how often the switches of IP forwarding are looked at, of which no event tells.
+	// Loading the machine's sysctl files again, as upgrades of packages do, switches them off.
+	forwardingEvery = time.Second
 )
 
 // Watch calls kick when somebody else changed something of ours, or the underlay: a device, an
-// address, a route, a neighbour or forwarding entry. It returns when ctx ends. Events that say what
+// address, a route, a neighbour or forwarding entry, a switch of IP forwarding. It returns when ctx ends. Events that say what
 // the newest Sync wants, such as those of its own writes, do not kick.
 func (o *podNetwork) Watch(ctx context.Context, kick func()) {
 	hits := make(chan struct{}, 1)
 	var wg sync.WaitGroup
 	wg.Go(func() { settleHits(ctx, hits, kick) })
+	wg.Go(func() { o.followForwarding(ctx, hits) })
 	defer wg.Wait()
 	for ctx.Err() == nil {
 		err := o.follow(ctx, hits)
@@ -105,6 +110,44 @@ func (o *podNetwork) follow(ctx context.Context, hits chan<- struct{}) error {
 	cancel(err) // ends the subscriptions that did begin
 	wg.Wait()
 	return err
+}
+
+// followForwarding hits when IP forwarding was switched off, until ctx ends: once, since a switch that
+// cannot be set is tried again by the loop.
+func (o *podNetwork) followForwarding(ctx context.Context, hits chan<- struct{}) {
+	tick := time.NewTicker(forwardingEvery)
+	defer tick.Stop()
+	for was := false; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		off := o.forwardingOff()
+		if off && !was {
+			hit(hits)
+		}
+		was = off
+	}
+}
+
+// forwardingOff reports whether a switch that the newest Sync wants on is off.
+func (o *podNetwork) forwardingOff() (off bool) {
+	look := func() error {
+		for _, name := range o.current().forwarding {
+			value, err := sysctl.Get(name)
+			off = off || err == nil && value != "1"
+		}
+		return nil
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if o.ns.Here() {
+		_ = look() // never fails
+	} else if err := o.ns.Do(look); err != nil {
+		o.log.Warn("overlay: look at the switches of IP forwarding", "err", err)
+	}
+	return off
 }
 
 // subscribe opens one subscription and tests its events until its channel closes, which ends follow.
