@@ -2,9 +2,12 @@ package agent
 
 import (
 	"context"
+	"slices"
 	"time"
 
+	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/nft"
+	"github.com/braidnet/braid/netagent/service/nftables"
 )
 
 const (
@@ -13,7 +16,7 @@ const (
 	// every element of our own transactions too, some kilobytes of its memory each.
 	lookEvery = time.Second
 	// repairShare bounds what it costs when somebody else writes rules all the time: one part of the
-	// time in so many goes into comparing ours with them.
+	// time in so many goes into comparing ours with them. Tables that are gone do not wait for it.
 	repairShare = 50
 	// quietAudit is how often all rules are compared although nothing tells of a change.
 	quietAudit = 10 * time.Minute
@@ -95,7 +98,20 @@ func (s *services) touched(now time.Time) bool {
 
 // suspect reports whether the kernel's rules may be other than we left them, and it is time to compare.
 func (s *services) suspect(now time.Time) bool {
-	return s.rules != nil && s.rules.foreign && now.Sub(s.whole) >= repairShare*s.took
+	if s.rules == nil || !s.rules.foreign {
+		return false
+	}
+	return now.Sub(s.whole) >= repairShare*s.took || s.gone()
+}
+
+// gone reports whether a table of ours is not there at all, as after "nft flush ruleset". It costs one
+// question to the kernel per family.
+func (s *services) gone() bool {
+	p, ok := s.dataplane.(*nftablesPlane)
+	return ok && slices.ContainsFunc(p.families, func(f desired.NFTFamily) bool {
+		there, err := s.rules.conn.Exists(f, nftables.TableName)
+		return err == nil && !there
+	})
 }
 
 // auditDue reports whether it is time to compare although nothing tells of a change.

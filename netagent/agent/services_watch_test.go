@@ -133,6 +133,10 @@ func TestRepairsArePutOffWhenTheyAreDearAndOthersAreBusy(t *testing.T) {
 	if !l.touched(l.whole.Add(6 * time.Second)) {
 		t.Error("what was put off is forgotten")
 	}
+	l.Exec(t, "nft", "delete", "table", "ip", "braid")
+	if !l.touched(l.whole.Add(time.Second)) {
+		t.Error("a table that is gone waits like one that is there")
+	}
 }
 
 func TestWatchKicks(t *testing.T) {
