@@ -15,7 +15,10 @@ import (
 
 const checkNamespace = "braid-check"
 
-// checkManifest spreads two servers over the nodes. Each answers /hostname with its pod's name and /clientip
+// checkHostPort is a port of the nodes that leads to the server on that node.
+const checkHostPort = 18080
+
+// checkManifest spreads servers over the nodes. Each answers /hostname with its pod's name and /clientip
 // with who asks.
 const checkManifest = `apiVersion: v1
 kind: Namespace
@@ -25,7 +28,7 @@ apiVersion: apps/v1
 kind: Deployment
 metadata: {name: web, namespace: ` + checkNamespace + `}
 spec:
-  replicas: 2
+  replicas: %d
   selector: {matchLabels: {app: web}}
   template:
     metadata: {labels: {app: web}}
@@ -38,6 +41,7 @@ spec:
         image: ` + testImage + `
         imagePullPolicy: Never
         args: [netexec, --http-port=8080, --udp-port=-1]
+        ports: [{containerPort: 8080, hostPort: %d}]
         readinessProbe: {httpGet: {path: /hostname, port: 8080}, periodSeconds: 1}
 ---
 apiVersion: v1
@@ -52,9 +56,10 @@ spec:
 
 // checker asks questions of a cluster and keeps count.
 type checker struct {
-	ctx    context.Context
-	o      *options
-	failed int
+	ctx           context.Context
+	o             *options
+	quiet         bool // print wrong answers only
+	asked, failed int
 }
 
 type checkPod struct {
@@ -76,26 +81,34 @@ func runCheck(ctx context.Context, args []string) error {
 		return err
 	}
 	c := &checker{ctx: ctx, o: o}
-	err = c.run()
-	_, gone := o.kubectl(ctx, "delete", "namespace", checkNamespace, "--ignore-not-found")
-	if err = errors.Join(err, gone); err != nil {
+	if err := c.whole(); err != nil {
 		return err
 	}
 	if c.failed > 0 {
-		return fmt.Errorf("%d answers are wrong", c.failed)
+		return fmt.Errorf("%d of %d answers are wrong", c.failed, c.asked)
 	}
+	fmt.Printf("%d answers, all right\n", c.asked)
 	return nil
+}
+
+// whole asks everything and tidies up.
+func (c *checker) whole() error {
+	err := c.run()
+	_, gone := c.o.kubectl(c.ctx, "delete", "namespace", checkNamespace, "--ignore-not-found")
+	return errors.Join(err, gone)
 }
 
 func (c *checker) run() error {
 	begin := time.Now()
-	if err := c.o.apply(c.ctx, checkManifest); err != nil {
+	if err := c.o.apply(c.ctx, fmt.Sprintf(checkManifest, min(2, c.o.Nodes), checkHostPort)); err != nil {
 		return err
 	}
 	if _, err := c.o.kubectl(c.ctx, "rollout", "status", "-n", checkNamespace, "deployment/web", "--timeout=120s"); err != nil {
 		return fmt.Errorf("%w\n%s", err, c.o.explain(c.ctx))
 	}
-	fmt.Printf("two pods Running and Ready after %.1fs\n", time.Since(begin).Seconds())
+	if !c.quiet {
+		fmt.Printf("pods Running and Ready after %.1fs\n", time.Since(begin).Seconds())
+	}
 	var pods struct{ Items []checkPod }
 	var svc checkService
 	if err := errors.Join(c.get(&pods, "pods", "-l", "app=web"), c.get(&svc, "service", "web")); err != nil {
@@ -111,11 +124,31 @@ func (c *checker) run() error {
 	for i := range c.o.Nodes {
 		for _, f := range c.o.families() {
 			if slices.ContainsFunc(svc.Spec.ClusterIPs, func(a netip.Addr) bool { return a.Is4() == f.control.Is4() }) {
-				c.outside(netip.AddrPortFrom(f.node(i+1), svc.Spec.Ports[0].NodePort), names)
+				c.toNode(nodeName(i+1), f.node(i+1), pods.Items, svc, names)
 			}
 		}
 	}
 	return nil
+}
+
+// toNode asks the ports of a node from outside, from every node, and from every pod.
+func (c *checker) toNode(node string, addr netip.Addr, pods []checkPod, svc checkService, names []string) {
+	port := netip.AddrPortFrom(addr, svc.Spec.Ports[0].NodePort)
+	hostPort := netip.AddrPortFrom(addr, checkHostPort)
+	i := slices.IndexFunc(pods, func(p checkPod) bool { return p.Spec.NodeName == node })
+	for _, place := range c.o.places() {
+		c.from(place, port, names)
+		if i >= 0 {
+			c.from(place, hostPort, []string{pods[i].Metadata.Name})
+		}
+	}
+	for _, p := range pods {
+		who := fmt.Sprintf("%s on %s", p.Metadata.Name, p.Spec.NodeName)
+		c.ask(who, p, names, "curl", "-gsS", "-m5", fmt.Sprintf("http://%s/hostname", port))
+		if i >= 0 {
+			c.ask(who, p, []string{pods[i].Metadata.Name}, "curl", "-gsS", "-m5", fmt.Sprintf("http://%s/hostname", hostPort))
+		}
+	}
 }
 
 // get decodes an object of the check's namespace.
@@ -136,6 +169,7 @@ func (c *checker) fromPod(from checkPod, pods []checkPod, svc checkService, name
 			kind = "AAAA"
 		}
 		c.ask(who, from, []string{ip.String()}, "dig", "+short", "+search", "+tries=2", "+time=2", "web", kind)
+		c.ask(who, from, []string{"web." + checkNamespace + ".svc.cluster.local."}, "dig", "+short", "+tries=2", "+time=2", "-x", ip.String())
 		c.ask(who, from, names, "curl", "-gsS", "-m5", fmt.Sprintf("http://%s/hostname", netip.AddrPortFrom(ip, 80)))
 	}
 	c.ask(who, from, names, "curl", "-sS", "-m5", "http://web."+checkNamespace+"/hostname")
@@ -156,6 +190,7 @@ func (c *checker) ask(who string, from checkPod, want []string, argv ...string) 
 }
 
 func (c *checker) judge(question, answer string, err error, want []string) {
+	c.asked++
 	verdict := "ok   "
 	if err != nil || !slices.Contains(want, answer) {
 		verdict = "WRONG"
@@ -165,13 +200,15 @@ func (c *checker) judge(question, answer string, err error, want []string) {
 			answer += ": " + err.Error()
 		}
 	}
-	fmt.Printf("%s  %s → %s\n", verdict, question, answer)
+	if !c.quiet || verdict == "WRONG" {
+		fmt.Printf("%s  %s → %s\n", verdict, question, answer)
+	}
 }
 
-// outside asks a node port from the control plane's network, which is no node and no pod.
-func (c *checker) outside(addr netip.AddrPort, names []string) {
+// from asks a server from a node's own network, or from the control plane's, which is outside of the cluster.
+func (c *checker) from(place string, addr netip.AddrPort, names []string) {
 	var answer string
-	err := within(c.o.nsName(control), func() error {
+	err := within(c.o.nsName(place), func() error {
 		conn, err := net.DialTimeout("tcp", addr.String(), 5*time.Second)
 		if err != nil {
 			return err
@@ -187,5 +224,8 @@ func (c *checker) outside(addr netip.AddrPort, names []string) {
 		_, answer, _ = strings.Cut(string(data), "\r\n\r\n")
 		return err
 	})
-	c.judge("from outside: node port "+addr.String(), answer, err, names)
+	if place == control {
+		place = "outside"
+	}
+	c.judge(place+": http://"+addr.String()+"/hostname", answer, err, names)
 }

@@ -33,6 +33,8 @@ func commands() []command {
 		{"build", "[--cache DIR]", "build the programs and test images into the cache folder", runBuild},
 		{"load", "FILE…", "load image archives into every node", runLoad},
 		{"check", "", "run a Deployment and a Service, and ask from a pod for name, service and pods", runCheck},
+		{"faults", "[--only NAME,…]", "break things under traffic, and judge what users would notice", runFaults},
+		{"timings", "", "measure how soon pods run and nodes are Ready", runTimings},
 		{"e2e", "--focus REGEXP [--skip REGEXP]", "run upstream's end-to-end specs", runE2E},
 		{"kubectl", "ARGS…", "run kubectl as administrator, in the control plane's network", runKubectl},
 		{"exec", "control|NODE COMMAND…", "run a command inside a node, or in the control plane's network", runExec},

@@ -42,6 +42,20 @@ state = "/run/containerd"
 
 // startNode brings up one node with its images, up to a running kubelet.
 func startNode(ctx context.Context, o *options, i int) error {
+	if err := startRuntime(ctx, o, i); err != nil {
+		return err
+	}
+	name := nodeName(i)
+	for _, file := range append([]string{o.testArchive()}, o.Images...) {
+		if err := importImage(ctx, o, name, file); err != nil {
+			return err
+		}
+	}
+	return start(ctx, o, name, o.kubelet(i))
+}
+
+// startRuntime brings up one node as far as containerd.
+func startRuntime(ctx context.Context, o *options, i int) error {
 	name := nodeName(i)
 	if err := openPlace(o, name); err != nil {
 		return err
@@ -52,22 +66,13 @@ func startNode(ctx context.Context, o *options, i int) error {
 	if err := start(ctx, o, name, job{Name: "containerd", Argv: []string{nodeBin + "/containerd", "--config", "/var/lib/kubelet/containerd.toml"}}); err != nil {
 		return err
 	}
-	err := await(ctx, "containerd of "+name, time.Minute, func() error {
+	return await(ctx, "containerd of "+name, time.Minute, func() error {
 		if err := alive(ctx, o, name, "containerd"); err != nil {
 			return err
 		}
 		_, err := o.output(ctx, name, true, nodeBin+"/ctr", "version")
 		return err
 	})
-	if err != nil {
-		return err
-	}
-	for _, file := range append([]string{o.testArchive()}, o.Images...) {
-		if err := importImage(ctx, o, name, file); err != nil {
-			return err
-		}
-	}
-	return start(ctx, o, name, o.kubelet(i))
 }
 
 func (o *options) kubelet(i int) job {
@@ -123,6 +128,7 @@ func (o *options) kubeletConfig() map[string]any {
 		"cgroupDriver":             "cgroupfs", "cgroupsPerQOS": false, "enforceNodeAllocatable": []string{},
 		"failCgroupV1": false, "failSwapOn": false, "localStorageCapacityIsolation": false,
 		"evictionHard": map[string]string{}, "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
+		"staticPodPath":   dir + "manifests",
 		"volumePluginDir": dir + "plugins-exec", "maxPods": 200, "featureGates": gates,
 		// Shorter than the defaults, so that tests see changes soon.
 		"syncFrequency": "10s", "nodeStatusUpdateFrequency": "4s",

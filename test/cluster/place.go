@@ -60,7 +60,7 @@ func (o *options) log(place, job string) string {
 // nodeDirs are the folders that make a node's file system different from the machine's, below the node's own.
 var nodeDirs = []string{
 	"opt/kubernetes/bin", "opt/cni/bin", "etc", "etc-work", "run/lock", "run/netns", "tmp", "cgroup", "var/tmp",
-	"var/log/pods", "var/log/containers", "var/lib/kubelet", "var/lib/containerd", "var/lib/cni",
+	"var/log/pods", "var/log/containers", "var/lib/kubelet/manifests", "var/lib/containerd", "var/lib/cni",
 }
 
 // openPlace starts process 1 of a place inside its network namespace, with fresh mount, process and host
@@ -78,7 +78,7 @@ func openPlace(o *options, place string) error {
 	}
 	if p.Node {
 		// What programs find through these is one folder on an ordinary machine too.
-		if err := os.Symlink("/run", filepath.Join(p.Dir, "var/run")); err != nil {
+		if err := os.Symlink("/run", filepath.Join(p.Dir, "var/run")); err != nil && !os.IsExist(err) {
 			return err
 		}
 	}

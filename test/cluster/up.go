@@ -183,10 +183,10 @@ func (o *options) network(ctx context.Context, say func(string, ...any)) error {
 // install applies the manifest as its administrator would: first where the agents find the API server, as a
 // field of our own that the manifest leaves alone, and with the cluster's DNS address where its primary
 // family has another one.
-func (o *options) install(ctx context.Context) error {
+func (o *options) install(ctx context.Context, args ...string) error {
 	place := fmt.Sprintf(`{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"braid-api-server","namespace":"kube-system"},"data":{"host":%q,"port":"%d"}}`,
 		o.families()[0].control, apiPort)
-	if err := o.apply(ctx, place, "--field-manager=administrator"); err != nil {
+	if err := o.apply(ctx, place, append([]string{"--field-manager=administrator"}, args...)...); err != nil {
 		return err
 	}
 	manifest, err := os.ReadFile(o.Deploy)
@@ -197,7 +197,7 @@ func (o *options) install(ctx context.Context) error {
 	for _, line := range o.Settings {
 		text = strings.Replace(text, agentSettings, agentSettings+"    "+line+"\n", 1)
 	}
-	return o.apply(ctx, text)
+	return o.apply(ctx, text, args...)
 }
 
 // agentSettings begins the agents' settings in the manifest.
