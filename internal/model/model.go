@@ -119,6 +119,8 @@ type Node struct {
 	Annotations map[string]string // only those that start with "braid.network/"
 	PodCIDRs    []netip.Prefix    // masked, at most one per family, in the order of spec.podCIDRs
 	InternalIPs []netip.Addr      // status.addresses of type InternalIP, in order
+	Taints      []string          // keys of spec.taints, sorted
+	Terminating bool              // metadata.deletionTimestamp is set
 }
 
 // Address returns the first InternalIP of the node in IPv4 (is4) or IPv6, and whether it has one.

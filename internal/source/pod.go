@@ -2,6 +2,7 @@ package source
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,7 +16,11 @@ import (
 const annotationPrefix = "braid.network/"
 
 func (c *converter) node(o *corev1.Node, origin model.Origin) *model.Node {
-	n := &model.Node{Origin: origin, Labels: o.Labels}
+	n := &model.Node{Origin: origin, Labels: o.Labels, Terminating: o.DeletionTimestamp != nil}
+	for _, t := range o.Spec.Taints {
+		n.Taints = append(n.Taints, t.Key)
+	}
+	slices.Sort(n.Taints)
 	for k, v := range o.Annotations {
 		if strings.HasPrefix(k, annotationPrefix) {
 			if n.Annotations == nil {

@@ -93,6 +93,8 @@ func TestConvert(t *testing.T) {
 			&model.Node{Origin: origin(model.KindNode, "", "n1"), PodCIDRs: prefixes("10.244.1.0/24", "fd00:10:244:1::/64"), InternalIPs: addrs("192.168.0.1", "fd00::1")}},
 		{"node with podCIDR only, own annotations only", "apiVersion: v1\nkind: Node\nmetadata: {name: n1, annotations: {braid.network/key: x, other/key: y}}\nspec: {podCIDR: 10.9.0.0/24}",
 			&model.Node{Origin: origin(model.KindNode, "", "n1"), PodCIDRs: prefixes("10.9.0.0/24"), Annotations: map[string]string{"braid.network/key": "x"}}},
+		{"node that is to go", "apiVersion: v1\nkind: Node\nmetadata: {name: n1, deletionTimestamp: 2024-01-01T00:00:00Z}\nspec: {taints: [{key: b, effect: NoSchedule}, {key: a, value: x, effect: NoExecute}]}",
+			&model.Node{Origin: origin(model.KindNode, "", "n1"), Taints: []string{"a", "b"}, Terminating: true}},
 		{"pod without status", podHead, pod(func(*model.Pod) {})},
 		{"missing namespace", "apiVersion: v1\nkind: Pod\nmetadata: {name: p}",
 			pod(func(p *model.Pod) { p.Namespace = "default" })},
