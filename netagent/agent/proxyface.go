@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"syscall"
 	"time"
 
@@ -45,30 +46,35 @@ func (a *Agent) proxyHealthHandler() http.Handler {
 		eligible := a.nodeStays()
 		h := a.proxyHealth(time.Now())
 		h.NodeEligible = &eligible
-		answerProxyHealth(w, h, h.Healthy && eligible)
+		a.proxy.healthz.count(answerProxyHealth(w, h, h.Healthy && eligible))
 	})
-	m.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
-		h := a.proxyHealth(time.Now())
-		answerProxyHealth(w, h, h.Healthy)
+	m.HandleFunc("GET /livez", func(w http.ResponseWriter, r *http.Request) {
+		a.proxy.livez.count(a.answerLivez(w, r))
 	})
 	return m
 }
 
-// nodeStays reports whether the cluster still has this node.
+// answerLivez is /livez of both ports.
+func (a *Agent) answerLivez(w http.ResponseWriter, _ *http.Request) (code int) {
+	h := a.proxyHealth(time.Now())
+	return answerProxyHealth(w, h, h.Healthy)
+}
+
+// taintToBeDeleted is put on a node by the cluster autoscaler before it takes the node away.
+const taintToBeDeleted = "ToBeDeletedByClusterAutoscaler"
+
+// nodeStays reports whether the cluster still has this node and means to keep it.
 func (a *Agent) nodeStays() bool {
-	return a.store.Get(model.Ref{Kind: model.KindNode, Key: model.Key{Name: a.cfg.Node}}) != nil
+	n, _ := a.store.Get(model.Ref{Kind: model.KindNode, Key: model.Key{Name: a.cfg.Node}}).(*model.Node)
+	return n != nil && !n.Terminating && !slices.Contains(n.Taints, taintToBeDeleted)
 }
 
 func (a *Agent) proxyHealth(now time.Time) proxyHealth {
-	families := []string{"IPv4"}
-	if haveIPv6() {
-		families = append(families, "IPv6")
-	}
 	l := a.byName["services"]
 	if l == nil { // service mode none: there is nothing to be late with
-		return proxyHealthOf(reconcile.Status{Ready: true, Synced: now}, now, families)
+		return proxyHealthOf(reconcile.Status{Ready: true, Synced: now}, now, a.proxy.families)
 	}
-	return proxyHealthOf(l.Status(), now, families)
+	return proxyHealthOf(l.Status(), now, a.proxy.families)
 }
 
 // proxyHealthOf translates the state of the subsystem services. Like kube-proxy's, lastUpdated is
@@ -85,13 +91,16 @@ func proxyHealthOf(s reconcile.Status, now time.Time, families []string) proxyHe
 	return h
 }
 
-func answerProxyHealth(w http.ResponseWriter, h proxyHealth, well bool) {
+func answerProxyHealth(w http.ResponseWriter, h proxyHealth, well bool) (code int) {
+	code = http.StatusOK
+	if !well {
+		code = http.StatusServiceUnavailable
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	if !well {
-		w.WriteHeader(http.StatusServiceUnavailable)
-	}
+	w.WriteHeader(code)
 	_ = json.NewEncoder(w).Encode(h)
+	return code
 }
 
 // answerProxyMode names the service mode in force, as 127.0.0.1:10249/proxyMode of kube-proxy does.

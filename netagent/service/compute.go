@@ -23,6 +23,7 @@ func hasLabel(l map[string]string, name string) bool {
 type plan struct {
 	frontends []*Frontend
 	notes     []Note
+	serving   map[portInFamily][]netip.AddrPort // of UDP and SCTP ports, see Planner.Serving
 }
 
 // place is what a plan depends on besides the Service and its slices.
@@ -48,6 +49,7 @@ func compute(j job, at place) plan {
 			port := &j.svc.Ports[i]
 			p := gather(j.slices, ipv6, port, at.Node)
 			b.port(port, vips, &p)
+			b.serve(port, FamilyOf(vips[0]), &p)
 		}
 	}
 	return b.plan
