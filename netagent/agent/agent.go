@@ -24,8 +24,11 @@ type Agent struct {
 	log      *slog.Logger
 	store    *model.Store
 	started  time.Time
-	services *services                  // nil with service mode "none"
-	overlay  *overlayLoop               // nil with overlay "none"
+	services *services    // nil with service mode "none"
+	overlay  *overlayLoop // nil with overlay "none"
+	ledger   *ledger
+	proxy    *proxyMetrics
+	health   *healthPorts               // nil with service mode "none"
 	loops    []*reconcile.Loop          // in the order they are reported
 	byName   map[string]*reconcile.Loop // the same
 	told     atomic.Uint64              // newest revision whose changes the loops have been told of
@@ -36,14 +39,19 @@ type Agent struct {
 	problems []status.Problem
 }
 
+func newAgent(cfg Config) *Agent {
+	l := newLedger()
+	return &Agent{cfg: cfg, log: cfg.Log.With("node", cfg.Node), store: model.NewStore(), started: l.began,
+		byName: map[string]*reconcile.Loop{}, ledger: l, proxy: newProxyMetrics(l)}
+}
+
 // Run runs the agent until ctx ends. It leaves the kernel as it is: traffic does not depend on a
 // running agent, and the next one adopts what it finds.
 func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	a := &Agent{cfg: cfg, log: cfg.Log.With("node", cfg.Node), store: model.NewStore(),
-		started: time.Now(), byName: map[string]*reconcile.Loop{}}
+	a := newAgent(cfg)
 	defer a.close()
 	if err := a.build(); err != nil {
 		return err
@@ -97,12 +105,16 @@ func (a *Agent) build() error {
 		a.addLoop("overlay", o.step, 30*time.Second)
 	}
 	if a.cfg.ServiceMode != "none" {
-		s, err := newServices(a.cfg)
+		s, err := newServices(a.cfg, a.ledger, a.proxy)
 		if err != nil {
 			return err
 		}
 		a.services = s
 		a.addLoop("services", s.step, blindAudit)
+		a.addLoop("conntrack", s.flows.step, 0)
+		s.flows.kick = a.byName["conntrack"].Kick
+		a.health = newHealthPorts(s.planner, a.proxyHealthy, a.log)
+		a.addLoop("health-ports", a.health.step, healthPortsRetry)
 	}
 	if a.cfg.CNIConfDir != "" {
 		a.addLoop("cni", a.cniStep, 10*time.Second)
@@ -141,12 +153,13 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 	}
 	cni := a.byName["cni"]
 	for _, l := range a.loops {
-		if l != cni {
+		if l != cni && l != a.byName["conntrack"] {
 			wg.Go(func() { l.Run(ctx) })
 		}
 	}
-	for _, l := range a.loops {
-		if l == cni {
+	for _, name := range []string{"overlay", "services"} {
+		l := a.byName[name]
+		if l == nil {
 			continue
 		}
 		select {
@@ -154,6 +167,9 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 			return
 		case <-l.Ready():
 		}
+	}
+	if a.services != nil { // flows that are ended before the rules are right would be made again as they were
+		wg.Go(func() { a.byName["conntrack"].Run(ctx) })
 	}
 	if cni != nil {
 		wg.Go(func() { cni.Run(ctx) })
@@ -169,6 +185,7 @@ func (a *Agent) close() {
 		}
 	}
 	if a.services != nil {
+		a.health.close()
 		a.services.close()
 	}
 }
@@ -180,8 +197,13 @@ func (a *Agent) onChange(rev uint64, changes []model.Change) {
 	defer a.told.Store(rev)
 	if a.services != nil {
 		a.services.planner.Apply(rev, changes)
+		a.ledger.note(changes)
 		if a.services.planner.Dirty() {
+			a.proxy.asked(time.Now())
 			a.byName["services"].Kick()
+		}
+		if a.health.note(changes) {
+			a.byName["health-ports"].Kick()
 		}
 	}
 	if slices.ContainsFunc(changes, func(c model.Change) bool { return c.Kind == model.KindNetworkPolicy && c.Old == nil }) {

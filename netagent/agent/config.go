@@ -38,10 +38,11 @@ type Config struct {
 	MasqueradeAll     bool
 	ExternalIPs       string
 	NodePortAddresses string
-	HTTP        string // host:port of health and metrics; empty = off
-	HealthzBind string // host:port of what kube-proxy's health port answers; empty = off
-	Version     string
-	Log         *slog.Logger
+	HTTP              string // host:port of health and metrics; empty = off
+	HealthzBind       string // host:port of what kube-proxy's health port answers; empty = off
+	Version           string
+	Settings          map[string]string // all settings as text, by the names of the flags, to be shown
+	Log               *slog.Logger
 }
 
 // DefaultConfig returns the settings of an ordinary node. NODE_NAME and BRAID_RUN_DIR of the

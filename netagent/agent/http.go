@@ -77,7 +77,9 @@ func (a *Agent) healthHandler() http.Handler {
 	m.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, a.notReady())
 	})
+	m.HandleFunc("GET /livez", func(w http.ResponseWriter, r *http.Request) { a.answerLivez(w, r) })
 	m.HandleFunc("GET /proxyMode", a.answerProxyMode)
+	m.HandleFunc("GET /configz", a.answerConfig)
 	m.Handle("GET /metrics", promhttp.HandlerFor(a.registry(), promhttp.HandlerOpts{}))
 	return m
 }

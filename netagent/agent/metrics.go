@@ -59,6 +59,11 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 
 func (a *Agent) registry() *prometheus.Registry {
 	r := prometheus.NewRegistry()
+	mode := ""
+	if a.services != nil {
+		mode = a.services.dataplane.Name()
+	}
+	a.proxy.register(r, mode)
 	r.MustRegister(collector{a}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }

@@ -16,7 +16,8 @@ import (
 )
 
 // What kube-proxy shows to the outside, for those who look for it: load balancers of clouds probe
-// :10256/healthz to learn which nodes can take traffic, and tools ask 127.0.0.1:10249/proxyMode.
+// :10256/healthz to learn which nodes can take traffic, and tools ask 127.0.0.1:10249/proxyMode and
+// /configz. Ports of single services are in healthports.go.
 
 // proxyLateAfter is how long a change may wait before a node should get no more traffic from load
 // balancers: twice kube-proxy's sync period, as kube-proxy has it.
@@ -69,6 +70,9 @@ func (a *Agent) nodeStays() bool {
 	return n != nil && !n.Terminating && !slices.Contains(n.Taints, taintToBeDeleted)
 }
 
+// proxyHealthy reports whether services are in force and changes come through.
+func (a *Agent) proxyHealthy() bool { return a.proxyHealth(time.Now()).Healthy }
+
 func (a *Agent) proxyHealth(now time.Time) proxyHealth {
 	l := a.byName["services"]
 	if l == nil { // service mode none: there is nothing to be late with
@@ -112,6 +116,13 @@ func (a *Agent) answerProxyMode(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	fmt.Fprint(w, a.services.dataplane.Name())
+}
+
+// answerConfig tells the settings in force, as 127.0.0.1:10249/configz of kube-proxy does: under the
+// program's name, here by the names of the flags.
+func (a *Agent) answerConfig(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(map[string]any{"netagent": a.cfg.Settings})
 }
 
 // listenProxyHealth opens kube-proxy's health port, with a message that helps.

@@ -45,7 +45,7 @@ func TestProxyHealthFollowsTheServices(t *testing.T) {
 
 // faceAgent is an agent whose services are programmed, on a node that the cluster has.
 func faceAgent(t *testing.T, step reconcile.Step) *Agent {
-	a := &Agent{cfg: Config{Node: "n1"}, store: model.NewStore(), byName: map[string]*reconcile.Loop{}, log: slog.New(slog.DiscardHandler)}
+	a := newAgent(Config{Node: "n1", Log: slog.New(slog.DiscardHandler)})
 	a.addLoop("services", step, 0)
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
@@ -77,14 +77,29 @@ func TestProxyHealthPort(t *testing.T) {
 	if code, body, _ := get("/livez"); code != 200 || strings.Contains(body, "nodeEligible") {
 		t.Errorf("%d %s", code, body)
 	}
-	// A node that is taken out of the cluster gets no more traffic, yet nobody needs to restart its agent.
-	a.store.Apply([]model.Update{model.Delete(nodeNamed("n1").Ref)})
-	if code, body, h := get("/healthz"); code != 503 || *h.NodeEligible || !h.Healthy {
-		t.Errorf("%d %s", code, body)
+	// A node that is to leave gets no more traffic, yet nobody needs to restart its agent.
+	tainted, ending := nodeNamed("n1"), nodeNamed("n1")
+	tainted.Taints = []string{"other", "ToBeDeletedByClusterAutoscaler"}
+	ending.Terminating = true
+	for what, u := range map[string]model.Update{"tainted": model.Set(tainted), "ending": model.Set(ending), "gone": model.Delete(nodeNamed("n1").Ref)} {
+		a.store.Apply([]model.Update{u})
+		if code, body, h := get("/healthz"); code != 503 || *h.NodeEligible || !h.Healthy {
+			t.Errorf("%s: %d %s", what, code, body)
+		}
+		if code, body, _ := get("/livez"); code != 200 {
+			t.Errorf("%s: %d %s", what, code, body)
+		}
 	}
-	if code, body, _ := get("/livez"); code != 200 {
-		t.Errorf("%d %s", code, body)
+	other := nodeNamed("n1")
+	other.Taints = []string{"node.kubernetes.io/unschedulable"}
+	a.store.Apply([]model.Update{model.Set(other)})
+	if code, body, _ := get("/healthz"); code != 200 {
+		t.Errorf("a node that is only cordoned: %d %s", code, body)
 	}
+	wantMetrics(t, a.registry(), map[string]float64{
+		`kubeproxy_proxy_healthz_total{code="200"}`: 2, `kubeproxy_proxy_healthz_total{code="503"}`: 3,
+		`kubeproxy_proxy_livez_total{code="200"}`: 4,
+	})
 }
 
 func TestProxyHealthPortBeforeServicesAreInForce(t *testing.T) {

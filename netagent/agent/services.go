@@ -25,7 +25,10 @@ type services struct {
 	asked     string    // the setting service-mode
 	refused   string    // why `auto` took none of the modes before the chosen one
 
-	log *slog.Logger
+	log     *slog.Logger
+	ledger  *ledger
+	metrics *proxyMetrics
+	flows   *flowKeeper
 
 	mu        sync.Mutex               // held over a step
 	rules     *ruleset                 // nil where changes by others cannot be seen
@@ -34,7 +37,7 @@ type services struct {
 	frontends map[service.Key]struct{} // what is programmed
 }
 
-func newServices(c Config) (*services, error) {
+func newServices(c Config, l *ledger, m *proxyMetrics) (*services, error) {
 	cfg, err := c.services()
 	if err != nil {
 		return nil, err
@@ -44,7 +47,11 @@ func newServices(c Config) (*services, error) {
 		return nil, err
 	}
 	s := &services{planner: service.NewPlanner(cfg), dataplane: dp, remains: remainsBeside(dp, c.Log),
-		asked: c.ServiceMode, refused: refused, log: c.Log}
+		asked: c.ServiceMode, refused: refused, log: c.Log, ledger: l, metrics: m}
+	if s.flows, err = newFlowKeeper(s.planner, m, c.Log); err != nil {
+		s.close()
+		return nil, err
+	}
 	if commits, seen := observed(dp); seen {
 		if s.rules, err = newRuleset(commits); err != nil {
 			s.close()
@@ -76,6 +83,31 @@ func (s *services) close() {
 	if s.rules != nil {
 		s.rules.conn.Close()
 	}
+	if s.flows != nil {
+		s.flows.conn.Close()
+	}
+}
+
+// write lets do write to the kernel what the planner had at its last Flush: everything, or what changed.
+// Then all that b notes is in force.
+func (s *services) write(full bool, b batch, do func() error) error {
+	begin := time.Now()
+	err := do()
+	s.metrics.synced(s.dataplane.Name(), full, begin, time.Now(), err)
+	if err != nil {
+		s.ledger.putBack(b)
+		s.whole = time.Time{}
+		return err
+	}
+	s.inForce(b)
+	return nil
+}
+
+// inForce says that the kernel has all that b notes.
+func (s *services) inForce(b batch) {
+	s.ledger.settle(b)
+	s.metrics.inForce(s.planner, b, time.Now())
+	s.flows.inForce(b.services)
 }
 
 // dataplanes lists the constructors in the order `auto` prefers them.
@@ -159,12 +191,13 @@ func (s *services) step(context.Context) (reconcile.Outcome, error) {
 func (s *services) replace() (reconcile.Outcome, error) {
 	first, begin := s.whole.IsZero(), time.Now()
 	s.whole = time.Time{}
+	b := s.ledger.take()
 	s.planner.Flush() // what All returns includes everything that was dirty
 	all, net := s.planner.All()
 	if s.rules != nil {
 		s.rules.trust() // what others change from here on may have been read or not
 	}
-	if err := s.dataplane.Replace(all, net); err != nil {
+	if err := s.write(true, b, func() error { return s.dataplane.Replace(all, net) }); err != nil {
 		return reconcile.Outcome{}, err
 	}
 	s.settle(true)
@@ -201,10 +234,12 @@ func (s *services) sweep() error {
 }
 
 func (s *services) apply() (reconcile.Outcome, error) {
+	b := s.ledger.take()
 	d := s.planner.Flush()
-	if !d.Empty() {
-		if err := s.dataplane.Apply(d); err != nil {
-			s.whole = time.Time{}
+	if d.Empty() {
+		s.inForce(b)
+	} else {
+		if err := s.write(false, b, func() error { return s.dataplane.Apply(d) }); err != nil {
 			return reconcile.Outcome{}, err
 		}
 		s.settle(true)

@@ -26,12 +26,17 @@ func newRulesLab(t *testing.T, mode string) *rulesLab {
 	t.Helper()
 	l := &rulesLab{NS: nstest.New(t), mode: mode}
 	l.Run(t, func() (err error) {
-		l.services, err = newServices(Config{Node: "n1", ServiceMode: mode, Log: slog.New(slog.DiscardHandler)})
+		l.services, err = newTestServices(Config{Node: "n1", ServiceMode: mode, Log: slog.New(slog.DiscardHandler)})
 		return err
 	})
 	t.Cleanup(l.services.close)
 	l.set(t, 1, 1)
 	return l
+}
+
+func newTestServices(c Config) (*services, error) {
+	l := newLedger()
+	return newServices(c, l, newProxyMetrics(l))
 }
 
 // set makes service number i have the backend 10.9.0.b and steps.

@@ -49,7 +49,8 @@ and keeps them right. SIGTERM (and a crash) leave the kernel as it is; 'netagent
 			if err != nil {
 				return err
 			}
-			cfg.Log, cfg.Version = log, version()
+			cfg.Log, cfg.Version, cfg.Settings = log, version(), map[string]string{}
+			c.Flags().VisitAll(func(f *pflag.Flag) { cfg.Settings[f.Name] = f.Value.String() })
 			if err := cfg.Validate(); err != nil {
 				return errUsage{err}
 			}
