@@ -37,6 +37,7 @@ type config struct {
 	Routes     []netip.Prefix // besides the default routes; through the gateway of their family
 	Ports      []hostport.Mapping
 	DataDir    string
+	ReadyFile  string // there since pods can be reached; empty: always
 	DNS        types.DNS
 	Prev       *types100.Result // nil unless chained or CHECK
 	Log        *slog.Logger
@@ -53,6 +54,7 @@ type rawConfig struct {
 	LogLevel   string         `json:"logLevel"`
 	DNS        types.DNS      `json:"dns"`
 	IPAM       rawIPAM        `json:"ipam"`
+	ReadyFile  string         `json:"readyFile"`
 	Runtime    rawRuntime     `json:"runtimeConfig"`
 	PrevResult map[string]any `json:"prevResult"`
 }
@@ -165,7 +167,7 @@ func kindName(t reflect.Type) string {
 // base checks what every verb needs. The configuration it returns is usable
 // for DEL also with an error: what could be understood is in it.
 func (raw rawConfig) base(data []byte) (*config, error) {
-	c := &config{CNIVersion: raw.CNIVersion, Name: raw.Name, Bridge: defaultBridge, DataDir: ipam.DefaultDir, DNS: raw.DNS}
+	c := &config{CNIVersion: raw.CNIVersion, Name: raw.Name, Bridge: defaultBridge, DataDir: ipam.DefaultDir, ReadyFile: raw.ReadyFile, DNS: raw.DNS}
 	level := slog.LevelInfo
 	lerr := level.UnmarshalText([]byte(cmp.Or(raw.LogLevel, "info")))
 	c.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
@@ -205,7 +207,7 @@ func logUnknown(log *slog.Logger, data []byte) {
 			}
 		}
 	}
-	report("", top, "cniVersion", "name", "type", "bridge", "mtu", "logLevel", "dns", "ipam", "prevResult", "capabilities", "runtimeConfig")
+	report("", top, "cniVersion", "name", "type", "bridge", "mtu", "logLevel", "dns", "ipam", "prevResult", "capabilities", "readyFile", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments")
 	report("ipam.", below, "type", "dataDir", "ranges", "routes", "subnet", "rangeStart", "rangeEnd", "gateway")
 }
 

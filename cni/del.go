@@ -19,8 +19,15 @@ func del(args *skel.CmdArgs) error {
 		return err
 	}
 	defer node.Close()
+	return unplug(conf, node, ipam.Owner{ContainerID: args.ContainerID, IfName: args.IfName})
+}
+
+// unplug removes all there is of an attachment. The reservation goes last, as
+// it came first: as long as anything is left, it is there to say so, also when
+// this is cut short (see gc).
+func unplug(conf *config, node *link.Handle, owner ipam.Owner) error {
 	// An address is free only when nothing leads to it and nothing answers to it.
-	host := link.HostVethName(args.ContainerID, args.IfName)
+	host := link.HostVethName(owner.ContainerID, owner.IfName)
 	ports, err := hostPorts(conf, node).Remove(host)
 	if err != nil {
 		return err
@@ -29,8 +36,7 @@ func del(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	freed, err := ipam.Open(conf.DataDir, conf.Name, conf.Log).
-		Release(ipam.Owner{ContainerID: args.ContainerID, IfName: args.IfName})
+	freed, err := ipam.Open(conf.DataDir, conf.Name, conf.Log).Release(owner)
 	if err != nil {
 		return err
 	}
@@ -39,6 +45,6 @@ func del(args *skel.CmdArgs) error {
 			conf.Log.Warn("the node's entry of a removed pod stays until it expires", "err", err)
 		}
 	}
-	conf.Log.Debug("removed", "container", args.ContainerID, "ifname", args.IfName, "host", host, "found", found, "host port rules", ports, "freed", freed)
+	conf.Log.Debug("removed", "attachment", owner, "host", host, "found", found, "host port rules", ports, "freed", freed)
 	return nil
 }

@@ -102,7 +102,7 @@ func TestCheckMissesHostPorts(t *testing.T) {
 		t.Fatal(failure)
 	}
 	prev := h.result(out)
-	prev.CNIVersion = "1.0.0"
+	prev.CNIVersion = "1.1.0"
 	check := func() *types.Error {
 		h.conf["prevResult"] = prev
 		defer delete(h.conf, "prevResult")

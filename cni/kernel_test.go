@@ -341,7 +341,7 @@ func TestVersion(t *testing.T) {
 	cmd := exec.Command(binary)
 	cmd.Env = []string{"CNI_COMMAND=VERSION"}
 	out, err := cmd.Output()
-	if want := `{"cniVersion":"1.0.0","supportedVersions":["0.3.1","0.4.0","1.0.0"]}` + "\n"; err != nil || string(out) != want {
+	if want := `{"cniVersion":"1.1.0","supportedVersions":["0.3.1","0.4.0","1.0.0","1.1.0"]}` + "\n"; err != nil || string(out) != want {
 		t.Errorf("got %s %v, want %s", out, err, want)
 	}
 }

@@ -2,7 +2,7 @@
 // addresses and its routes, in one process and without asking the API server,
 // so that pods start while the control plane is down.
 //
-// It speaks the CNI specification 0.3.1 to 1.0.0 (ADD, DEL, CHECK, VERSION):
+// It speaks the CNI specification 0.3.1 to 1.1.0 (ADD, DEL, CHECK, GC, STATUS, VERSION):
 // parameters in CNI_* variables, configuration on standard input, result or
 // error as JSON on standard output, log on standard error.
 package main
@@ -17,9 +17,8 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 )
 
-// supported lists the specification versions whose every requirement is met;
-// 1.1.0 would promise GC and STATUS.
-var supported = versions{"0.3.1", "0.4.0", "1.0.0"}
+// supported lists the specification versions whose every requirement is met.
+var supported = versions{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
 func main() {
 	// The process lives for milliseconds and its memory goes with it; the
@@ -27,7 +26,7 @@ func main() {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(64 << 20)
 
-	err := skel.PluginMainFuncsWithError(skel.CNIFuncs{Add: add, Del: del, Check: check}, supported, "CNI plugin braid")
+	err := skel.PluginMainFuncsWithError(skel.CNIFuncs{Add: add, Del: del, Check: check, GC: gc, Status: status}, supported, "CNI plugin braid")
 	if err == nil {
 		return
 	}
@@ -38,7 +37,7 @@ func main() {
 }
 
 // versions answers VERSION. The library's own answer names the newest version
-// the library knows, which is not one we support.
+// the library knows, which need not be one we support.
 type versions []string
 
 func (v versions) SupportedVersions() []string { return v }

@@ -52,7 +52,7 @@ func newHost(t testing.TB) *host {
 	t.Helper()
 	h := &host{NS: nstest.New(t), t: t, dir: t.TempDir()}
 	h.Forward(t)
-	conf := `{"cniVersion": "1.0.0", "name": "braid", "type": "braid", "bridge": "braid0", "mtu": 1450, "ipam": {
+	conf := `{"cniVersion": "1.1.0", "name": "braid", "type": "braid", "bridge": "braid0", "mtu": 1450, "ipam": {
 		"ranges": [[{"subnet": "10.244.1.0/24"}], [{"subnet": "fd00:10:244:1::/64"}]], "dataDir": "` + h.dir + `"}}`
 	if err := json.Unmarshal([]byte(conf), &h.conf); err != nil {
 		t.Fatal(err)
@@ -139,7 +139,7 @@ func (h *host) del(a attach) {
 // check calls CHECK with the result of ADD and returns the differences.
 func (h *host) check(a attach, prev *types100.Result) *types.Error {
 	h.t.Helper()
-	prev.CNIVersion = "1.0.0"
+	prev.CNIVersion = "1.1.0"
 	_, failure := h.call("CHECK", a, h.with(map[string]any{"prevResult": prev}))
 	return failure
 }

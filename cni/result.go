@@ -7,6 +7,8 @@ import (
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
 )
 
 // result adds what ADD made to the result of the plugins before it.
@@ -28,9 +30,15 @@ func result(conf *config, sandbox string, bridge, host, inside link.Ref, leases 
 			Gateway:   l.Gateway.AsSlice(),
 		})
 	}
+	full, _ := version.GreaterThanOrEqualTo(conf.CNIVersion, "1.1.0") // that one can tell more
+	if full {
+		r.Interfaces[pod-1].Mtu, r.Interfaces[pod].Mtu = conf.MTU, conf.MTU
+	}
 	for _, route := range podRoutes(conf.Routes, leases) {
-		if route.Via.IsValid() { // before 1.1.0 a result cannot say "on the link"
+		if route.Via.IsValid() {
 			r.Routes = append(r.Routes, &types.Route{Dst: *link.IPNet(route.Dst), GW: route.Via.AsSlice()})
+		} else if full {
+			r.Routes = append(r.Routes, &types.Route{Dst: *link.IPNet(route.Dst), Scope: types100.Int(unix.RT_SCOPE_LINK)})
 		}
 	}
 	if !conf.DNS.IsEmpty() {

@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 )
 
@@ -26,7 +28,7 @@ func (h *host) runtimeOf(t *testing.T, version string) (*libcni.CNIConfig, *libc
 }
 
 func TestThroughALibraryOfRuntimes(t *testing.T) {
-	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0"} {
+	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
 		t.Run(version, func(t *testing.T) {
 			h := newHost(t)
 			p := newPod(t, "pod")
@@ -43,8 +45,12 @@ func TestThroughALibraryOfRuntimes(t *testing.T) {
 					t.Errorf("result of version %s, want %s", r.Version(), version)
 				}
 				result, err := types100.GetResult(r)
-				if err == nil && (len(result.IPs) != 2 || len(result.Routes) != 2 || result.Routes[0].GW.String() != "10.244.1.1") {
+				routes := slices.DeleteFunc(result.Routes, func(r *types.Route) bool { return r.GW == nil })
+				if err == nil && (len(result.IPs) != 2 || len(routes) != 2 || routes[0].GW.String() != "10.244.1.1") {
 					t.Errorf("result %v", result)
+				}
+				if n := len(result.Routes) - len(routes); (n == 2) != (version == "1.1.0") || (result.Interfaces[2].Mtu == 1450) != (version == "1.1.0") {
+					t.Errorf("%d routes on the link, interfaces %v", n, result.Interfaces)
 				}
 				return err
 			})
@@ -56,7 +62,13 @@ func TestThroughALibraryOfRuntimes(t *testing.T) {
 				if err := cni.DelNetworkList(ctx, list, rt); err != nil {
 					return err
 				}
-				return cni.DelNetworkList(ctx, list, rt)
+				if err := cni.DelNetworkList(ctx, list, rt); err != nil {
+					return err
+				}
+				if err := cni.GetStatusNetworkList(ctx, list); err != nil {
+					return err
+				}
+				return cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: "x", IfName: "eth0"}}})
 			})
 			h.clean("after DelNetworkList")
 		})
@@ -87,7 +99,7 @@ func TestChainedAfterAnotherPlugin(t *testing.T) {
 func TestUnknownVersionIsRefused(t *testing.T) {
 	h := newHost(t)
 	p := newPod(t, "pod")
-	for _, version := range []string{"1.1.0", "0.2.0", "9.9.9"} {
+	for _, version := range []string{"0.2.0", "1.2.0", "9.9.9"} {
 		_, failure := h.call("ADD", p.attach, h.with(map[string]any{"cniVersion": version}))
 		if failure == nil || failure.Code != 1 || !strings.Contains(failure.Msg, "incompatible CNI versions") {
 			t.Errorf("version %s: %v", version, failure)

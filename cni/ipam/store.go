@@ -7,7 +7,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -112,9 +114,8 @@ func (s *Store) Release(owner Owner) ([]netip.Addr, error) {
 		return nil, err
 	}
 	defer unlock()
-	// Whoever was killed while writing left this; it may have been our ADD.
-	if err := ignoreMissing(os.Remove(filepath.Join(s.dir, newName))); err != nil {
-		return nil, fmt.Errorf("remove an unfinished reservation: %w", err)
+	if err := s.dropUnfinished(); err != nil {
+		return nil, err
 	}
 	book, err := s.read()
 	if err != nil {
@@ -130,6 +131,34 @@ func (s *Store) Release(owner Owner) ([]netip.Addr, error) {
 		}
 	}
 	return held, s.syncDir()
+}
+
+// Stale lists the owners of reservations that valid denies, each once. Reservations that name nobody, as a
+// power cut leaves them, and unfinished ones are removed.
+func (s *Store) Stale(valid func(Owner) bool) (owners []Owner, err error) {
+	unlock, err := s.lock()
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := s.dropUnfinished(); err != nil {
+		return nil, err
+	}
+	book, err := s.read()
+	if err != nil {
+		return nil, err
+	}
+	s.dropTorn(book)
+	for _, o := range book.held {
+		if o != (Owner{}) && !valid(o) && !slices.Contains(owners, o) {
+			owners = append(owners, o)
+		}
+	}
+	slices.SortFunc(owners, func(a, b Owner) int { return strings.Compare(a.String(), b.String()) })
+	return owners, nil
 }
 
 // Held lists the addresses of owner, in order.
@@ -154,6 +183,15 @@ func gatewaysOf(sets []Set) map[netip.Addr]bool {
 		}
 	}
 	return m
+}
+
+// dropUnfinished removes what somebody who was killed while writing has left; it may have been the ADD
+// whose DEL this is.
+func (s *Store) dropUnfinished() error {
+	if err := ignoreMissing(os.Remove(filepath.Join(s.dir, newName))); err != nil {
+		return fmt.Errorf("remove an unfinished reservation: %w", err)
+	}
+	return nil
 }
 
 // make makes the folder and sees to it that it survives a power cut, too.

@@ -17,6 +17,10 @@ import (
 // Conflist is the file name of the CNI configuration. Runtimes take the first file by name.
 const Conflist = "10-braid.conflist"
 
+// readyFile is a file in the run folder that the CNI plugin's STATUS looks for. The configuration outlives a
+// restart of the machine, while routes and rules do not, and nor does the run folder.
+const readyFile = "ready"
+
 type cniRange struct {
 	Subnet netip.Prefix `json:"subnet"`
 }
@@ -29,15 +33,17 @@ type cniIPAM struct {
 type cniPlugin struct {
 	Type         string          `json:"type"`
 	Capabilities map[string]bool `json:"capabilities"` // what the runtime is to tell the plugin about each pod
+	ReadyFile    string          `json:"readyFile"`
 	Bridge       string          `json:"bridge"`
 	MTU          int             `json:"mtu,omitempty"`
 	IPAM         cniIPAM         `json:"ipam"`
 }
 
 type cniConflist struct {
-	Version string      `json:"cniVersion"`
-	Name    string      `json:"name"`
-	Plugins []cniPlugin `json:"plugins"`
+	Version  string      `json:"cniVersion"`  // for runtimes that do not know the list
+	Versions []string    `json:"cniVersions"` // the runtime takes the newest that it knows
+	Name     string      `json:"name"`
+	Plugins  []cniPlugin `json:"plugins"`
 }
 
 // cniStep writes the conflist that makes the runtime call our CNI plugin. It runs only after
@@ -54,6 +60,9 @@ func (a *Agent) cniStep(context.Context) (reconcile.Outcome, error) {
 	if err != nil {
 		return reconcile.Outcome{}, err
 	}
+	if err := a.saveReady(); err != nil {
+		return reconcile.Outcome{}, err
+	}
 	path := filepath.Join(a.cfg.CNIConfDir, Conflist)
 	out := reconcile.Outcome{Summary: fmt.Sprintf("%s: pods get %v", path, node.PodCIDRs)}
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, want) {
@@ -66,13 +75,25 @@ func (a *Agent) cniStep(context.Context) (reconcile.Outcome, error) {
 	return out, install.Replace(path, want, 0o644)
 }
 
+func (a *Agent) saveReady() error {
+	path := filepath.Join(a.cfg.RunDir, readyFile)
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(a.cfg.RunDir, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, []byte("routes and services have been in force since this file was made\n"), 0o644)
+}
+
 func (a *Agent) conflist(node *model.Node) cniConflist {
-	p := cniPlugin{Type: "braid", Capabilities: map[string]bool{"portMappings": true}, Bridge: "braid0", IPAM: cniIPAM{DataDir: filepath.Join(a.cfg.StateDir, "networks")}}
+	p := cniPlugin{Type: "braid", Capabilities: map[string]bool{"portMappings": true},
+		ReadyFile: filepath.Join(a.cfg.RunDir, readyFile), Bridge: "braid0", IPAM: cniIPAM{DataDir: filepath.Join(a.cfg.StateDir, "networks")}}
 	if a.overlay != nil {
 		p.MTU = int(a.overlay.mtu.Load())
 	}
 	for _, c := range node.PodCIDRs {
 		p.IPAM.Ranges = append(p.IPAM.Ranges, []cniRange{{c}})
 	}
-	return cniConflist{Version: "1.0.0", Name: "braid", Plugins: []cniPlugin{p}}
+	return cniConflist{Version: "1.0.0", Versions: []string{"1.0.0", "1.1.0"}, Name: "braid", Plugins: []cniPlugin{p}}
 }

@@ -64,6 +64,25 @@ func EnsureBridge(h *netlink.Handle, want Bridge) (Ref, error) {
 	return refOf(l), nil
 }
 
+// CheckBridge is no error when there is a bridge of that name, or nothing yet.
+func CheckBridge(h *netlink.Handle, name string) error {
+	l, err := h.LinkByName(name)
+	if isNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look up bridge %s: %w", name, err)
+	}
+	return mustBeBridge(l)
+}
+
+func mustBeBridge(l netlink.Link) error {
+	if l.Type() != "bridge" {
+		return fmt.Errorf("interface %s is a %s, not a bridge: rename it or choose another bridge name", l.Attrs().Name, l.Type())
+	}
+	return nil
+}
+
 func findOrMakeBridge(h *netlink.Handle, want Bridge) (netlink.Link, error) {
 	l, err := h.LinkByName(want.Name)
 	if isNotFound(err) {
@@ -81,10 +100,7 @@ func findOrMakeBridge(h *netlink.Handle, want Bridge) (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look up bridge %s: %w", want.Name, err)
 	}
-	if l.Type() != "bridge" {
-		return nil, fmt.Errorf("interface %s is a %s, not a bridge: rename it or choose another bridge name", want.Name, l.Type())
-	}
-	return l, nil
+	return l, mustBeBridge(l)
 }
 
 // bridgeMAC gives the bridge an address of its own, derived from its name and
