@@ -159,6 +159,16 @@ func (b *box) volume(t *testing.T, v corev1.Volume) string {
 	switch {
 	case v.HostPath != nil && v.HostPath.Path == "/proc/sys/net":
 		return v.HostPath.Path // shows the network namespace of whoever opens it
+	case v.HostPath != nil && *v.HostPath.Type == corev1.HostPathFileOrCreate:
+		file := filepath.Join(b.host, v.HostPath.Path)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(file, os.O_CREATE, 0o644)
+		if err = errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return file
 	case v.HostPath != nil:
 		dir := filepath.Join(b.host, v.HostPath.Path)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -248,7 +258,7 @@ func boxMounts(s boxed) error {
 }
 
 // capabilities are those that the manifests grant, by their numbers.
-var capabilities = map[string]uint{"NET_ADMIN": unix.CAP_NET_ADMIN, "NET_BIND_SERVICE": unix.CAP_NET_BIND_SERVICE}
+var capabilities = map[string]uint{"NET_ADMIN": unix.CAP_NET_ADMIN, "NET_RAW": unix.CAP_NET_RAW, "NET_BIND_SERVICE": unix.CAP_NET_BIND_SERVICE}
 
 func boxRights(s boxed) error {
 	var keep uint64

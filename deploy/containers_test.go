@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,6 +32,9 @@ nodes:
   - {metadata: {name: n2}, spec: {podCIDRs: [10.244.2.0/24, "fd00:10:244:2::/64"]}, status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}}
 services:
   - {metadata: {name: web, namespace: default}, spec: {clusterIP: 10.96.7.7, clusterIPs: [10.96.7.7], ipFamilies: [IPv4], ports: [{port: 80, protocol: TCP}]}}
+endpointslices:
+  - {metadata: {name: web-1, namespace: default, labels: {kubernetes.io/service-name: web}}, addressType: IPv4, ports: [{port: 8080, protocol: TCP}],
+     endpoints: [{addresses: [192.0.2.1], nodeName: n1, conditions: {ready: true}}]}
 `
 
 // newBox returns a box with a node's network namespace and an API server in it, which the containers
@@ -182,7 +186,7 @@ func TestNodeFromInstallToRemoval(t *testing.T) {
 	if forwarding(t, b) {
 		t.Fatal("forwarding is on already: it would not show whether the agent can set it")
 	}
-	_, stop := b.start(t, pod, "netagent")
+	log, stop := b.start(t, pod, "netagent")
 	agent := &pod.Containers[0]
 	nstest.Wait(t, "the agent to be ready", func() error { return b.probe(agent, agent.ReadinessProbe) })
 	if err := b.probe(agent, agent.LivenessProbe); err != nil {
@@ -200,9 +204,10 @@ func TestNodeFromInstallToRemoval(t *testing.T) {
 	if routes := b.ns.Exec(t, "ip", "route"); !strings.Contains(routes, "10.244.2.0/24") {
 		t.Errorf("no route to the pods of n2:\n%s", routes)
 	}
-	if out, err := b.run(t, pod, "netagent", "netagent", "status"); err != nil {
-		t.Errorf("netagent status: %v\n%s", err, out)
-	}
+	b.found(t, pod, log, map[string]string{
+		"pod CIDRs": "10.244.1.0/24, fd00:10:244:1::/64  spec.podCIDRs of Node n1", "overlay": "vxlan  setting overlay",
+		"node addresses": "192.0.2.1 on eth0  InternalIPs", "pod MTU": "1450  eth0 has 1500, less 50 for VXLAN over IPv4",
+		"service mode": "nftables  the kernel can"})
 	// What upstream's tests ask of kube-proxy on every node.
 	for _, url := range []string{"http://127.0.0.1:10256/healthz", "http://127.0.0.1:10256/livez", "http://127.0.0.1:10249/proxyMode"} {
 		if err := b.get(url); err != nil {
@@ -238,6 +243,27 @@ func TestNodeFromInstallToRemoval(t *testing.T) {
 		argv := strings.Fields(cmd)
 		if out := b.ns.Exec(t, argv[0], argv[1:]...); strings.Contains(out, "braid") || strings.Contains(out, "10.244") {
 			t.Errorf("left by removal: %s\n%s", cmd, out)
+		}
+	}
+}
+
+// found wants the agent to say what it has worked out, with the reason: in the status, and in the log of its
+// start. want has the beginning of "VALUE  REASON" by name.
+func (b *box) found(t *testing.T, pod *corev1.PodSpec, log *output, want map[string]string) {
+	t.Helper()
+	text, err := b.run(t, pod, "netagent", "netagent", "status")
+	if err != nil {
+		t.Errorf("netagent status: %v\n%s", err, text)
+	}
+	for what, says := range want {
+		value, why, _ := strings.Cut(says, "  ")
+		row := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(what) + ` +` + regexp.QuoteMeta(value) + ` +` + regexp.QuoteMeta(why))
+		if !row.MatchString(text) {
+			t.Errorf("status does not say %s: %s\n%s", what, says, text)
+		}
+		line := regexp.MustCompile(`msg="found ` + what + `".* value="?` + regexp.QuoteMeta(value) + `"? because="?` + regexp.QuoteMeta(why))
+		if !line.MatchString(log.String()) {
+			t.Errorf("the log does not say %s: %s\n%s", what, says, log)
 		}
 	}
 }

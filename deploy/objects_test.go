@@ -2,10 +2,12 @@ package deploy
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,6 +18,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
 )
@@ -192,7 +195,7 @@ func TestPrivileges(t *testing.T) {
 		"netagent/install-cni":       "uid 0 host-network rw:/opt/cni/bin",
 		"netagent/netagent":          "uid 0 host-network NET_ADMIN rw:/run/braid rw:/etc/cni/net.d rw:/proc/sys/net",
 		"coredns/coredns":            "uid 65532 NET_BIND_SERVICE",
-		"braid-remove/cleanup":       "uid 0 host-network NET_ADMIN rw:/run/braid rw:/var/lib/braid rw:/etc/cni/net.d",
+		"braid-remove/cleanup":       "uid 0 host-network NET_ADMIN NET_RAW rw:/run/braid rw:/var/lib/braid rw:/etc/cni/net.d rw:/run/xtables.lock",
 		"braid-remove/uninstall-cni": "uid 0 host-network rw:/opt/cni/bin",
 	}
 	got := map[string]string{}
@@ -203,9 +206,52 @@ func TestPrivileges(t *testing.T) {
 			}
 		}
 	}
+	set := withComponent(t, read(t, "braid.yaml"), "iptables")
+	got["iptables"] = privileges(t, &set.Spec.Template.Spec, &set.Spec.Template.Spec.Containers[0])
+	want["iptables"] = "uid 0 host-network NET_ADMIN NET_RAW rw:/run/xtables.lock rw:/run/braid rw:/etc/cni/net.d rw:/proc/sys/net"
 	if !maps.Equal(got, want) {
 		t.Errorf("privileges\n%v\nwant\n%v", got, want)
 	}
+}
+
+// withComponent returns the DaemonSet netagent as a component of ours changes it.
+func withComponent(t *testing.T, objects []object, component string) *appsv1.DaemonSet {
+	t.Helper()
+	var k struct {
+		APIVersion, Kind string
+		Patches          []struct{ Path string }
+	}
+	decode := func(path string, into any) []byte {
+		data, err := os.ReadFile(filepath.Join(component, path))
+		if err == nil {
+			err = yaml.UnmarshalStrict(data, into)
+		}
+		if err == nil {
+			data, err = yaml.YAMLToJSON(data)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	decode("kustomization.yaml", &k)
+	if k.Kind != "Component" || len(k.Patches) != 1 {
+		t.Fatalf("%s: %+v", component, k)
+	}
+	var partial, whole appsv1.DaemonSet
+	patch := decode(k.Patches[0].Path, &partial)
+	base := find[appsv1.DaemonSet](t, objects, partial.Name)
+	data, err := json.Marshal(base)
+	if err == nil {
+		data, err = strategicpatch.StrategicMergePatch(data, patch, appsv1.DaemonSet{})
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &whole)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &whole
 }
 
 func privileges(t *testing.T, p *corev1.PodSpec, c *corev1.Container) string {

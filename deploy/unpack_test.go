@@ -117,9 +117,12 @@ func extract(t *testing.T, r io.Reader, dir string) {
 			t.Fatal(err)
 		}
 		path := filepath.Join(dir, h.Name)
-		if h.Typeflag == tar.TypeDir {
+		switch h.Typeflag {
+		case tar.TypeDir:
 			err = os.MkdirAll(path, 0o755)
-		} else {
+		case tar.TypeSymlink:
+			err = os.Symlink(h.Linkname, path)
+		default:
 			content, readErr := io.ReadAll(tr)
 			err = errors.Join(readErr, os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, content, h.FileInfo().Mode()))
 			if caps, ok := h.PAXRecords["SCHILY.xattr.security.capability"]; ok && err == nil {

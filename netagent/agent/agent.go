@@ -35,14 +35,15 @@ type Agent struct {
 
 	warnPolicy sync.Once
 
-	mu       sync.Mutex
-	problems []status.Problem
+	mu        sync.Mutex
+	problems  []status.Problem
+	toldFound map[string]status.Finding // what the log has said, by What
 }
 
 func newAgent(cfg Config) *Agent {
 	l := newLedger()
 	return &Agent{cfg: cfg, log: cfg.Log.With("node", cfg.Node), store: model.NewStore(), started: l.began,
-		byName: map[string]*reconcile.Loop{}, ledger: l, proxy: newProxyMetrics(l)}
+		byName: map[string]*reconcile.Loop{}, ledger: l, proxy: newProxyMetrics(l), toldFound: map[string]status.Finding{}}
 }
 
 // Run runs the agent until ctx ends. It leaves the kernel as it is: traffic does not depend on a
@@ -171,6 +172,7 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 	if a.services != nil { // flows that are ended before the rules are right would be made again as they were
 		wg.Go(func() { a.byName["conntrack"].Run(ctx) })
 	}
+	a.tellFound()
 	if cni != nil {
 		wg.Go(func() { cni.Run(ctx) })
 	}
@@ -261,7 +263,7 @@ func (a *Agent) report() status.Report {
 	told := a.told.Load() // before the loops are asked: what comes later must not count as programmed
 	r := status.Report{Node: a.cfg.Node, Version: a.cfg.Version, Started: a.started, Source: a.cfg.source(),
 		Current: a.store.Current(), Synced: a.store.HasSynced(), Revision: a.store.Rev(), Objects: map[string]int{},
-		Policies: a.store.Len(model.KindNetworkPolicy)}
+		Policies: a.store.Len(model.KindNetworkPolicy), Found: a.found()}
 	for _, k := range model.Kinds {
 		r.Objects[string(k)] = a.store.Len(k)
 	}

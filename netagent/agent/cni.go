@@ -49,6 +49,7 @@ type cniConflist struct {
 // cniStep writes the conflist that makes the runtime call our CNI plugin. It runs only after
 // overlay and services are in force, and repairs the file when somebody changed or removed it.
 func (a *Agent) cniStep(context.Context) (reconcile.Outcome, error) {
+	a.tellFound() // this step is repeated whenever one of it changes
 	node, _ := a.store.Get(model.Ref{Kind: model.KindNode, Key: model.Key{Name: a.cfg.Node}}).(*model.Node)
 	switch {
 	case node == nil:

@@ -29,6 +29,8 @@ type overlayConfig struct {
 // overlayResult is what one Sync found and did.
 type overlayResult struct {
 	MTU     int            // of pods, bytes; 0 = not known
+	MTUWhy  string         // what it comes from
+	Addrs   []string       // this node's addresses, each with the device that has it
 	Peers   int            // nodes with at least one pod CIDR reached
 	Changes []string       // what was done, each with its reason; empty when all was right
 	Notes   []overlay.Note // what cannot be reached, and why
@@ -85,7 +87,11 @@ func (o *podNetwork) Sync(ctx context.Context) (overlayResult, error) {
 		return overlayResult{}, fmt.Errorf("overlay: %w", err)
 	}
 	net, notes := overlay.Plan(in)
-	res := overlayResult{MTU: overlay.MTU(in), Peers: countPeers(in.Peers, net.Routes), Notes: notes}
+	res := overlayResult{Peers: countPeers(in.Peers, net.Routes), Notes: notes}
+	res.MTU, res.MTUWhy = overlay.MTU(in)
+	for _, u := range in.Underlays {
+		res.Addrs = append(res.Addrs, fmt.Sprintf("%s on %s", u.Addr, u.Dev))
+	}
 	o.remember(newView(in, net, table))
 	for _, n := range notes {
 		if n.Blocks {

@@ -16,6 +16,8 @@ type overlayLoop struct {
 	backend string
 	mtu     atomic.Int64 // of pods, as of the newest Sync; 0 = not known
 	onMTU   func()       // called when mtu changed
+
+	last atomic.Pointer[overlayResult] // of the newest Sync that knew the MTU; nil before
 }
 
 func newOverlayLoop(c Config, store *model.Store) (*overlayLoop, error) {
@@ -28,6 +30,9 @@ func newOverlayLoop(c Config, store *model.Store) (*overlayLoop, error) {
 
 func (o *overlayLoop) step(ctx context.Context) (reconcile.Outcome, error) {
 	res, err := o.Sync(ctx)
+	if res.MTU > 0 {
+		o.last.Store(&res)
+	}
 	if res.MTU > 0 && o.mtu.Swap(int64(res.MTU)) != int64(res.MTU) {
 		o.onMTU()
 	}

@@ -44,7 +44,7 @@ type Input struct {
 
 type backend struct {
 	plan func(peer.Self, []peer.Peer) (desired.Network, []Note)
-	mtu  func(peer.Self, []peer.Peer) int
+	mtu  func(peer.Self, []peer.Peer) (int, string)
 }
 
 var backends = map[string]backend{
@@ -70,11 +70,11 @@ func Plan(in Input) (desired.Network, []Note) {
 }
 
 // MTU returns the MTU, in bytes, that pods of this node should have: the underlay's, less the larger
-// overhead of the devices in use. It is 0 when nothing could be planned.
-func MTU(in Input) int {
+// overhead of the devices in use, and that in words. It is 0 when nothing could be planned.
+func MTU(in Input) (mtu int, why string) {
 	b, self, peers, notes := prepare(in)
 	if blocked(notes) {
-		return 0
+		return 0, ""
 	}
 	return b.mtu(self, peers)
 }

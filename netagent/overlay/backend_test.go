@@ -142,8 +142,12 @@ func TestPlan(t *testing.T) {
 					t.Errorf("note %d = %q, want %q in it", i, notes[i], tc.notes[i])
 				}
 			}
-			if got := MTU(in); got != tc.mtu {
-				t.Errorf("MTU = %d, want %d", got, tc.mtu)
+			got, why := MTU(in)
+			if got != tc.mtu || (why == "") != (got == 0) {
+				t.Errorf("MTU = %d (%s), want %d", got, why, tc.mtu)
+			}
+			if got == 1430 && !strings.Contains(why, "less 70 for VXLAN over IPv6") || got == 1450 && !strings.Contains(why, "less 50 for VXLAN over IPv4") {
+				t.Errorf("MTU = %d because %s", got, why)
 			}
 		})
 	}
@@ -218,7 +222,8 @@ func TestPlanProperties(t *testing.T) {
 			shuffled.Peers[a], shuffled.Peers[b] = shuffled.Peers[b], shuffled.Peers[a]
 		})
 		net2, notes2 := Plan(shuffled)
-		if !reflect.DeepEqual(net, net2) || !reflect.DeepEqual(notes, notes2) || MTU(in) != MTU(shuffled) {
+		mtu, _ := MTU(in)
+		if mtu2, _ := MTU(shuffled); !reflect.DeepEqual(net, net2) || !reflect.DeepEqual(notes, notes2) || mtu != mtu2 {
 			t.Fatalf("the plan depends on the order of peers:\n%v %v\n%v %v", net, notes, net2, notes2)
 		}
 		checkPlan(t, in, net, notes)

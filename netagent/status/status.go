@@ -23,6 +23,7 @@ type Report struct {
 	Revision   uint64             `json:"revision"`         // newest revision of the cluster's state
 	Current    time.Time          `json:"current,omitzero"` // the state is complete as of this moment; zero when the source cannot tell
 	Objects    map[string]int     `json:"objects"`          // count by kind
+	Found      []Finding          `json:"found"`            // what is worked out, not set
 	Subsystems []reconcile.Status `json:"subsystems"`
 	Problems   []Problem          `json:"problems,omitempty"` // what the source could not read
 	Policies   int                `json:"policiesNotEnforced"`
@@ -32,6 +33,13 @@ type Report struct {
 type Problem struct {
 	Text  string    `json:"text"` // begins with file:line for manifests
 	Since time.Time `json:"since"`
+}
+
+// Finding is something that the agent works out from the cluster and the machine, or is told, and why it is so.
+type Finding struct {
+	What  string `json:"what"` // "pod MTU"
+	Value string `json:"value"`
+	Why   string `json:"why"`
 }
 
 // OK reports whether everything the agent knows is programmed, or on its way there for no longer than
@@ -71,6 +79,15 @@ func (r *Report) Text(w io.Writer, now time.Time) error {
 	}
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	if len(r.Found) > 0 {
+		fmt.Fprintln(t, "\nFOUND\tVALUE\tBECAUSE")
+		for _, f := range r.Found {
+			fmt.Fprintf(t, "%s\t%s\t%s\n", f.What, f.Value, f.Why)
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
 	}
 	for _, s := range r.Subsystems {
 		for _, n := range s.Notes {

@@ -44,16 +44,15 @@ func route(self peer.Self, p peer.Peer, path peer.Path) (desired.Route, string) 
 		Origin: fmt.Sprintf("pod CIDR %s of %s", path.CIDR, p.Origin)}, ""
 }
 
-// MTU returns the largest packet, in bytes, that reaches the pods of every peer: the underlay's own.
-// It is 0 when no underlay is known.
-func MTU(self peer.Self, _ []peer.Peer) int {
-	mtu := 0
+// MTU returns the largest packet, in bytes, that reaches the pods of every peer, which is the underlay's own,
+// and what makes it so. It is 0 when no underlay is known.
+func MTU(self peer.Self, _ []peer.Peer) (mtu int, why string) {
 	for _, u := range self.Underlays {
 		if used(self.CIDRs, u.Addr) && (mtu == 0 || u.MTU < mtu) {
-			mtu = u.MTU
+			mtu, why = u.MTU, fmt.Sprintf("%s has %d, and plain routes add nothing", u.Dev, u.MTU)
 		}
 	}
-	return mtu
+	return mtu, why
 }
 
 // used reports whether the underlay of addr carries pod traffic: one of the pod CIDRs is of its

@@ -68,17 +68,18 @@ func devices(self peer.Self, peers []peer.Peer) (carried [2][2]bool) {
 	return carried
 }
 
-// MTU returns the largest packet, in bytes, that fits into every device in use. It is 0 when no
-// underlay is known.
-func MTU(self peer.Self, peers []peer.Peer) int {
-	carried, mtu := devices(self, peers), 0
+// MTU returns the largest packet, in bytes, that fits into every device in use, and what makes it so. It is 0
+// when no underlay is known.
+func MTU(self peer.Self, peers []peer.Peer) (mtu int, why string) {
+	carried := devices(self, peers)
 	for _, u := range self.Underlays {
 		c := carried[index(u.Addr.Is4())]
 		if (c[0] || c[1]) && (mtu == 0 || inner(u) < mtu) {
 			mtu = inner(u)
+			why = fmt.Sprintf("%s has %d, less %d for VXLAN over %s", u.Dev, u.MTU, u.MTU-mtu, peer.Family(u.Addr.Is4()))
 		}
 	}
-	return mtu
+	return mtu, why
 }
 
 // Plan returns the devices and, per pod CIDR of a peer, route, neighbour and forwarding entry.
