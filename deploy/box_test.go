@@ -33,6 +33,8 @@ type box struct {
 	objects []object
 	env     map[string]string // what the kubelet adds
 	extra   []mount           // what the kubelet mounts
+
+	configs map[string][]string // folders that stand for a ConfigMap
 }
 
 type mount struct {
@@ -177,16 +179,39 @@ func (b *box) volume(t *testing.T, v corev1.Volume) string {
 		return dir
 	case v.ConfigMap != nil:
 		dir := t.TempDir()
-		for key, content := range find[corev1.ConfigMap](t, b.objects, v.ConfigMap.Name).Data {
-			if err := os.WriteFile(filepath.Join(dir, key), []byte(content), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
+		b.configs[v.ConfigMap.Name] = append(b.configs[v.ConfigMap.Name], dir)
+		b.project(t, v.ConfigMap.Name)
 		openTo(t, dir)
 		return dir
 	}
 	t.Fatalf("volume %s: this box cannot make %+v", v.Name, v)
 	return ""
+}
+
+// project brings the contents of a ConfigMap into all folders that stand for it, as the kubelet does: the files
+// are links through one link to a folder, and that one is replaced, so that all change in one moment.
+func (b *box) project(t *testing.T, name string) {
+	t.Helper()
+	for _, dir := range b.configs[name] {
+		version, err := os.MkdirTemp(dir, "..version-")
+		if err == nil {
+			err = errors.Join(os.Chmod(version, 0o755), os.Symlink(filepath.Base(version), filepath.Join(dir, "..data_tmp")))
+		}
+		for key, content := range find[corev1.ConfigMap](t, b.objects, name).Data {
+			err = errors.Join(err, os.WriteFile(filepath.Join(version, key), []byte(content), 0o644))
+			if link := filepath.Join(dir, key); !exists(link) {
+				err = errors.Join(err, os.Symlink(filepath.Join("..data", key), link))
+			}
+		}
+		if err = errors.Join(err, os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // openTo lets a user other than root reach a folder of the test.

@@ -37,14 +37,14 @@ func TestBaseIsComplete(t *testing.T) {
 	for _, f := range files {
 		got = append(got, filepath.Base(f))
 	}
-	if want := []string{"config.yaml", "coredns.yaml", "kustomization.yaml", "netagent.yaml", "rbac.yaml"}; !slices.Equal(got, want) {
+	if want := []string{"config.yaml", "coredns.yaml", "corefile.yaml", "kustomization.yaml", "netagent.yaml", "rbac.yaml"}; !slices.Equal(got, want) {
 		t.Errorf("deploy/base holds %v, want %v", got, want)
 	}
 	var bundle, parts []string
 	for _, o := range read(t, "braid.yaml") {
 		bundle = append(bundle, o.String())
 	}
-	for _, f := range []string{"config.yaml", "rbac.yaml", "netagent.yaml", "coredns.yaml"} {
+	for _, f := range []string{"config.yaml", "corefile.yaml", "rbac.yaml", "netagent.yaml", "coredns.yaml"} {
 		for _, o := range read(t, "base/"+f) {
 			parts = append(parts, o.String())
 		}

@@ -324,8 +324,8 @@ func TestServiceSelectsCoreDNS(t *testing.T) {
 		ports[p.Name] = fmt.Sprintf("%s %d", p.Protocol, p.ContainerPort)
 	}
 	for _, p := range svc.Spec.Ports {
-		if got, want := ports[p.TargetPort.StrVal], fmt.Sprintf("%s %d", p.Protocol, p.Port); got != want {
-			t.Errorf("port %s leads to %q, want %q", p.Name, got, want)
+		if got, want := ports[p.Name], fmt.Sprintf("%s %d", p.Protocol, p.TargetPort.IntVal); got != want || p.Port != p.TargetPort.IntVal {
+			t.Errorf("port %s leads to %q, want %q", p.Name, want, got)
 		}
 	}
 	for _, probe := range []*corev1.Probe{set.Spec.Template.Spec.Containers[0].LivenessProbe, set.Spec.Template.Spec.Containers[0].ReadinessProbe} {
@@ -350,7 +350,7 @@ func TestCorefileIsTheExample(t *testing.T) {
 	if want == string(example) {
 		t.Error("the example has no manifests line: this test leaves out nothing")
 	}
-	if got := find[corev1.ConfigMap](t, read(t, "braid.yaml"), "braid-coredns").Data["Corefile"]; essence(got) != essence(want) {
+	if got := find[corev1.ConfigMap](t, read(t, "braid.yaml"), "coredns").Data["Corefile"]; essence(got) != essence(want) {
 		t.Errorf("Corefile of the manifests\n%s\nwant\n%s", essence(got), essence(want))
 	}
 }

@@ -177,7 +177,7 @@ func TestAgentUsesWhatIsGranted(t *testing.T) {
 // CoreDNS, with the Corefile of the manifests, asks for exactly what its role grants.
 func TestCoreDNSUsesWhatIsGranted(t *testing.T) {
 	s := newAPIServer(t)
-	corefile := find[corev1.ConfigMap](t, read(t, "braid.yaml"), "braid-coredns").Data["Corefile"]
+	corefile := find[corev1.ConfigMap](t, read(t, "braid.yaml"), "coredns").Data["Corefile"]
 	corefile = strings.Replace(corefile, "    kubernetes cluster.local in-addr.arpa ip6.arpa {\n", "$0        endpoint "+s.URL+"\n", 1)
 	corefile = strings.Replace(corefile, "$0", "    kubernetes cluster.local in-addr.arpa ip6.arpa {\n", 1)
 	if !strings.Contains(corefile, s.URL) {
