@@ -77,15 +77,65 @@ func (d *debian) download(names []string) error {
 	if try() == nil {
 		return nil // with those of an earlier run
 	}
-	if _, err := output(d.apt("apt-get", "update")); err != nil {
+	_, err := output(d.apt("apt-get", "update"))
+	if err == nil {
+		err = try()
+	}
+	if err != nil {
 		return errors.Join(first, err)
 	}
-	return try()
+	return nil
+}
+
+// installed is a debs of what is installed on this machine: the files of the same packages, for those without
+// a network.
+func (d *debian) installed(names []string) (map[string]entry, []string, error) {
+	if native, err := output(exec.Command("dpkg", "--print-architecture")); err != nil || strings.TrimSpace(string(native)) != d.arch {
+		return nil, nil, errors.Join(fmt.Errorf("this machine is %s, not %s", bytes.TrimSpace(native), d.arch), err)
+	}
+	files, depends := map[string]entry{}, []string{}
+	for _, pkg := range names {
+		field, err := output(exec.Command("dpkg-query", "--show", "--showformat=${Depends}", pkg))
+		if err != nil {
+			return nil, nil, err
+		}
+		depends = append(depends, dependencies(string(field))...)
+		list, err := output(exec.Command("dpkg-query", "--listfiles", pkg))
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, name := range strings.Fields(string(list)) {
+			e, err := readInstalled(pkg, name)
+			if err != nil {
+				return nil, nil, err
+			}
+			if e.mode != 0 {
+				files[merged(strings.TrimPrefix(name, "/"))] = e
+			}
+		}
+	}
+	return files, depends, nil
+}
+
+// readInstalled reads a file of a package; a folder, or what somebody removed, gives an entry without a mode.
+func readInstalled(pkg, name string) (entry, error) {
+	info, err := os.Lstat(name)
+	switch {
+	case errors.Is(err, os.ErrNotExist) || err == nil && info.IsDir():
+		return entry{}, nil
+	case err != nil:
+		return entry{}, err
+	case info.Mode()&os.ModeSymlink != 0:
+		link, err := os.Readlink(name)
+		return entry{from: pkg, mode: 0o777, link: link}, err
+	}
+	data, err := os.ReadFile(name)
+	return entry{from: pkg, mode: int64(info.Mode().Perm()), data: data}, err
 }
 
 // apt returns a command of apt's that works in the cache.
 func (d *debian) apt(tool string, args ...string) *exec.Cmd {
-	options := append([]string{"-q", "-o", "APT::Architecture=" + d.arch, "-o", "APT::Architectures=" + d.arch, "-o", "APT::Sandbox::User="}, d.lists...)
+	options := append([]string{"-q", "-o", "APT::Architecture=" + d.arch, "-o", "APT::Architectures=" + d.arch, "-o", "APT::Sandbox::User=", "-o", "Acquire::Retries=0"}, d.lists...)
 	cmd := exec.Command(tool, append(options, args...)...)
 	cmd.Dir = d.cache
 	return cmd

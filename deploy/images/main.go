@@ -85,7 +85,11 @@ func tools(o options) ([]file, error) {
 	}
 	files, packages, err := iptablesFiles(d.open)
 	if err != nil {
-		return nil, err
+		apt := err
+		if files, packages, err = iptablesFiles(d.installed); err != nil {
+			return nil, errors.Join(apt, err)
+		}
+		fmt.Fprintf(os.Stderr, "images: NOTE: the iptables of this machine is taken, since its packages cannot be had anew: %v\n", apt)
 	}
 	size := 0
 	for _, f := range files {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -26,7 +27,10 @@ func debianTools(t *testing.T) []file {
 	d := machineDebian(t)
 	toolsOnce.Do(func() {
 		var packages []string
-		toolsOfDebian, packages, errTools = iptablesFiles(d.open)
+		if toolsOfDebian, packages, errTools = iptablesFiles(d.open); errTools != nil {
+			t.Logf("without the packages: %v", errTools)
+			toolsOfDebian, packages, errTools = iptablesFiles(d.installed)
+		}
 		if !slices.Contains(packages, "libc6") || slices.Contains(packages, "netbase") {
 			t.Errorf("files of the packages %v", packages)
 		}
@@ -128,7 +132,7 @@ func tail(text string) string { return text[max(0, len(text)-300):] }
 func TestMissingLibrary(t *testing.T) {
 	d := machineDebian(t)
 	_, _, err := iptablesFiles(func(names []string) (map[string]entry, []string, error) {
-		files, depends, err := d.open(names)
+		files, depends, err := d.installed(names)
 		return files, slices.DeleteFunc(depends, func(p string) bool { return p == "libmnl0" || p == "libc6" }), err
 	})
 	if err == nil || !strings.Contains(err.Error(), "libmnl.so.0") || !strings.Contains(err.Error(), "ld-linux") {
@@ -141,6 +145,30 @@ func TestMissingLibrary(t *testing.T) {
 	broken := errors.New("no network")
 	if _, _, err = iptablesFiles(func([]string) (map[string]entry, []string, error) { return nil, nil, broken }); !errors.Is(err, broken) {
 		t.Error(err)
+	}
+}
+
+// What is installed here is as good as the packages, for those who have no network: the same files.
+func TestInstalled(t *testing.T) {
+	want, d := debianTools(t), machineDebian(t)
+	got, packages, err := iptablesFiles(d.installed)
+	if err != nil {
+		t.Skipf("skipped: iptables is not installed: %v", err)
+	}
+	release := regexp.MustCompile(`(\.so\.\d+)\.[0-9.]+`) // what is installed may be older
+	names := func(list []file) (out []string) {
+		for _, f := range list {
+			out = append(out, release.ReplaceAllString(fmt.Sprintf("%s %s %o", f.to, f.link, f.mode), "$1"))
+		}
+		return out
+	}
+	if !slices.Equal(names(got), names(want)) || !slices.Contains(packages, "libc6") {
+		t.Errorf("installed\n%v\nin the packages\n%v", names(got), names(want))
+	}
+	foreign := *d
+	foreign.arch = "riscv64"
+	if _, _, err := foreign.installed([]string{iptablesPackage}); err == nil || !strings.Contains(err.Error(), "not riscv64") {
+		t.Errorf("of another architecture: %v", err)
 	}
 }
 
@@ -231,4 +259,25 @@ func folderFiles(t *testing.T, dir string) map[string]string {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// On a machine without apt the agent's image is made without iptables, and its variable lets the agent say so.
+func TestWithoutDebian(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	o := programs(t)
+	o.iptables, o.cache = true, t.TempDir()
+	if err := run(o); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(filepath.Join(o.out, "netagent.tar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := readBack(t, data, "docker.io/braidnet/netagent:dev").ConfigFile()
+	if err != nil || !slices.Contains(cfg.Config.Env, "BRAID_IMAGE=nftables") {
+		t.Errorf("%v %v", cfg.Config.Env, err)
+	}
+	if list, err := tools(o); err != nil || list != nil {
+		t.Errorf("%d files, %v", len(list), err)
+	}
 }
