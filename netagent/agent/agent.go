@@ -112,7 +112,7 @@ func (a *Agent) build() error {
 		}
 		a.services = s
 		a.addLoop("services", s.step, blindAudit)
-		a.addLoop("conntrack", s.flows.step, 0)
+		a.addLoop("conntrack", s.flows.step, quietAudit)
 		s.flows.kick = a.byName["conntrack"].Kick
 		a.health = newHealthPorts(s.planner, a.proxyHealthy, a.log)
 		a.addLoop("health-ports", a.health.step, healthPortsRetry)

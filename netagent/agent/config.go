@@ -40,6 +40,7 @@ type Config struct {
 	NodePortAddresses string
 	HTTP              string // host:port of health and metrics; empty = off
 	HealthzBind       string // host:port of what kube-proxy's health port answers; empty = off
+	Conntrack         ConntrackConfig
 	Version           string
 	Settings          map[string]string // all settings as text, by the names of the flags, to be shown
 	Log               *slog.Logger
@@ -59,7 +60,7 @@ func DefaultConfig() Config {
 	return Config{
 		Node: strings.ToLower(host), RunDir: run, StateDir: "/var/lib/braid", CNIConfDir: "/etc/cni/net.d",
 		Overlay: "vxlan", VNI: 1, Port: 8472, ServiceMode: "auto", HTTP: "127.0.0.1:10249",
-		Version: "devel", Log: slog.Default(),
+		Conntrack: defaultConntrack, Version: "devel", Log: slog.Default(),
 	}
 }
 
@@ -80,6 +81,9 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("vxlan-port: %d is out of range: use 1 to 65535", c.Port)
 	case !filepath.IsAbs(c.RunDir) || !filepath.IsAbs(c.StateDir):
 		return fmt.Errorf("run-dir and state-dir must be absolute paths, not %q and %q", c.RunDir, c.StateDir)
+	}
+	if err := c.Conntrack.validate(); err != nil {
+		return err
 	}
 	_, err := c.services()
 	return err

@@ -43,6 +43,7 @@ type flowKeeper struct {
 	idle    time.Time // no clean-up before
 	deleted int
 	missing error // why this kernel cannot do it
+	tuner   tuner
 }
 
 // keepers are those who may keep the flows of a frontend.
@@ -51,12 +52,12 @@ type keepers struct {
 	list []netip.AddrPort
 }
 
-func newFlowKeeper(p *service.Planner, m *proxyMetrics, log *slog.Logger) (*flowKeeper, error) {
+func newFlowKeeper(p *service.Planner, c Config, m *proxyMetrics) (*flowKeeper, error) {
 	conn, err := conntrack.Open()
 	if err != nil {
 		return nil, err
 	}
-	return &flowKeeper{planner: p, conn: conn, metrics: m, log: log, kick: func() {},
+	return &flowKeeper{planner: p, conn: conn, metrics: m, log: c.Log, kick: func() {}, tuner: tuner{c.Conntrack, map[string]bool{}},
 		known: map[service.Key][]netip.AddrPort{}, owned: map[model.Key][]service.Key{}, stale: map[service.Key]keepers{}}, nil
 }
 
@@ -121,6 +122,9 @@ func (k *flowKeeper) step(ctx context.Context) (reconcile.Outcome, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	out := reconcile.Outcome{Summary: fmt.Sprintf("%d UDP and SCTP frontends watched, %d stale flows ended", len(k.known), k.deleted)}
+	if out.Changes, out.Notes = k.tuner.tune(); len(out.Notes) > 0 {
+		k.tuner.say(k.log, out.Notes)
+	}
 	if k.missing != nil {
 		out.Notes = append(out.Notes, fmt.Sprintf("stale UDP and SCTP flows are not ended: this kernel has no nf_conntrack_netlink: %v", k.missing))
 	}

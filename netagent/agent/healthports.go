@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strconv"
 	"sync"
@@ -145,7 +146,10 @@ type serviceHealth struct {
 }
 
 func (h *healthPorts) handler(p healthPort) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !h.served(r) {
+			panic(http.ErrAbortHandler) // closes the connection without an answer
+		}
 		check, _ := h.planner.HealthCheck(p.service)
 		body := serviceHealth{LocalEndpoints: check.Local[p.family], ServiceProxyHealthy: h.healthy()}
 		body.Service.Namespace, body.Service.Name = p.service.Namespace, p.service.Name
@@ -157,6 +161,13 @@ func (h *healthPorts) handler(p healthPort) http.Handler {
 		}
 		_ = json.NewEncoder(w).Encode(body)
 	})
+}
+
+// served reports whether node ports are served on the address that a request came to.
+func (h *healthPorts) served(r *http.Request) bool {
+	local, _ := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	at := local.AddrPort().Addr().Unmap()
+	return slices.ContainsFunc(h.planner.Net().NodePorts, func(p netip.Prefix) bool { return p.Contains(at) })
 }
 
 func (h *healthPorts) outcome() reconcile.Outcome {

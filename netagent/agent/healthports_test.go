@@ -27,10 +27,13 @@ type portsLab struct {
 	notes   string
 }
 
-func newPortsLab(t *testing.T) *portsLab {
+func newPortsLab(t *testing.T) *portsLab { return newPortsLabAt(t, service.Config{Node: "n1"}) }
+
+func newPortsLabAt(t *testing.T, c service.Config) *portsLab {
 	t.Helper()
 	l := &portsLab{NS: nstest.New(t), store: model.NewStore()}
-	p := service.NewPlanner(service.Config{Node: "n1"})
+	p := service.NewPlanner(c)
+	p.Flush()
 	l.healthPorts = newHealthPorts(p, l.healthy.Load, slog.New(slog.DiscardHandler))
 	l.healthy.Store(true)
 	l.store.Subscribe(func(rev uint64, changes []model.Change) { p.Apply(rev, changes); l.note(changes) })
@@ -180,4 +183,13 @@ func TestHealthCheckPortInUseIsNotedAndTriedAgain(t *testing.T) {
 	if l.notes != "" {
 		t.Errorf("notes %q after all is well", l.notes)
 	}
+}
+
+func TestHealthCheckPortIsServedWhereNodePortsAre(t *testing.T) {
+	l := newPortsLabAt(t, service.Config{Node: "n1", NodePortAddresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
+	l.Exec(t, "ip", "addr", "add", "192.0.2.7/24", "dev", "lo")
+	l.Exec(t, "ip", "addr", "add", "198.51.100.7/24", "dev", "lo")
+	l.apply(t, model.Set(balanced("web", 30500)))
+	l.want(t, "192.0.2.7:30500", "503 weight 0 shop/web")
+	l.want(t, "198.51.100.7:30500", "EOF")
 }

@@ -48,7 +48,7 @@ func newServices(c Config, l *ledger, m *proxyMetrics) (*services, error) {
 	}
 	s := &services{planner: service.NewPlanner(cfg), dataplane: dp, remains: remainsBeside(dp, c.Log),
 		asked: c.ServiceMode, refused: refused, log: c.Log, ledger: l, metrics: m}
-	if s.flows, err = newFlowKeeper(s.planner, m, c.Log); err != nil {
+	if s.flows, err = newFlowKeeper(s.planner, c, m); err != nil {
 		s.close()
 		return nil, err
 	}

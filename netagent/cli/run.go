@@ -23,7 +23,14 @@ func runFlags(f *pflag.FlagSet, c *agent.Config) {
 	f.BoolVar(&c.MasqueradeAll, "masquerade-all", c.MasqueradeAll, "hide the address of pods from services too, where the network cannot carry the replies")
 	f.StringVar(&c.ExternalIPs, "external-ips", c.ExternalIPs, "address ranges in which spec.externalIPs of Services count, separated by commas; empty = nowhere, because with them anybody who may write a Service can take over any address")
 	f.StringVar(&c.NodePortAddresses, "nodeport-addresses", c.NodePortAddresses, "addresses of the node that serve node ports: ranges separated by commas, or primary for the node's InternalIPs; empty = all")
-	f.StringVar(&c.HTTP, "http", c.HTTP, "address of /healthz, /readyz, /metrics and /proxyMode; empty = off")
+	f.IntVar(&c.Conntrack.MaxPerCore, "conntrack-max-per-core", c.Conntrack.MaxPerCore, "room for so many tracked connections per CPU; a table that is larger stays; 0 = leave it")
+	f.IntVar(&c.Conntrack.Min, "conntrack-min", c.Conntrack.Min, "but for no fewer than this")
+	f.DurationVar(&c.Conntrack.TCPEstablished, "conntrack-tcp-timeout-established", c.Conntrack.TCPEstablished, "idle time after which an established TCP connection is forgotten; 0 = leave it")
+	f.DurationVar(&c.Conntrack.TCPCloseWait, "conntrack-tcp-timeout-close-wait", c.Conntrack.TCPCloseWait, "the same for TCP connections that one side has closed; 0 = leave it")
+	f.BoolVar(&c.Conntrack.TCPBeLiberal, "conntrack-tcp-be-liberal", c.Conntrack.TCPBeLiberal, "translate TCP segments outside of the window too, instead of calling them invalid")
+	f.DurationVar(&c.Conntrack.UDP, "conntrack-udp-timeout", c.Conntrack.UDP, "idle time after which a UDP flow without an answer is forgotten; 0 = leave it")
+	f.DurationVar(&c.Conntrack.UDPStream, "conntrack-udp-timeout-stream", c.Conntrack.UDPStream, "the same for UDP flows with answers; 0 = leave it")
+	f.StringVar(&c.HTTP, "http", c.HTTP, "address of /healthz, /readyz, /livez, /metrics, /proxyMode and /configz; empty = off")
 	f.StringVar(&c.HealthzBind, "healthz-bind-address", c.HealthzBind, "address of /healthz and /livez as kube-proxy answers them, for load balancers (:10256); empty = off")
 }
 
