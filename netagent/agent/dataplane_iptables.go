@@ -27,8 +27,8 @@ type iptablesFamily struct {
 	known    bool // the renderer knows what is in the kernel; false before the first Replace and after an error
 }
 
-// traces are how to see which variant of iptables a node's programs use: the kubelet makes these chains for
-// others to look at (KEP-3178), the second one in all its versions.
+// traces are how to see which variant of iptables a node's programs use: the kubelet makes the first chain for
+// others to look at (KEP-3178); older ones have only the second, which they make to see when it goes.
 var traces = ipt.Traces{Chains: []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}, Own: iptables.Prefix}
 
 // newIPTables returns the service mode iptables with the variant that the node's other programs use, or an
