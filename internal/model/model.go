@@ -28,6 +28,10 @@ const (
 	KindServiceCIDR   Kind = "ServiceCIDR"
 )
 
+// KindServiceImport is a kind of the Multi-Cluster Services API (KEP-1645). It is not among Kinds: a
+// source reads it only when it is asked to, because most clusters do not have its definition.
+const KindServiceImport Kind = "ServiceImport"
+
 // Kinds lists every kind of the model in the order in which a source should load them.
 var Kinds = []Kind{KindNamespace, KindNode, KindServiceCIDR, KindService, KindEndpointSlice, KindPod, KindNetworkPolicy}
 
@@ -222,6 +226,15 @@ type ServiceCIDR struct {
 	CIDRs []netip.Prefix // masked
 }
 
+// ServiceImport is a service of a set of clusters, as this cluster sees it (KEP-1645).
+type ServiceImport struct {
+	Origin
+	Labels   labels.Set
+	Headless bool         // spec.type is Headless
+	IPs      []netip.Addr // of the cluster set; empty for headless
+	Ports    []ServicePort
+}
+
 // EndpointPort is a port of an EndpointSlice, matched to a ServicePort by Name.
 type EndpointPort struct {
 	Name     string
@@ -248,8 +261,10 @@ type Endpoint struct {
 type EndpointSlice struct {
 	Origin
 	Labels    labels.Set
-	Service   Key  // zero Name when the slice has no kubernetes.io/service-name label
-	IPv6      bool // addressType IPv6
+	Service   Key    // zero Name when the slice has no kubernetes.io/service-name label
+	Import    Key    // the ServiceImport it belongs to; zero Name when it has no multicluster.kubernetes.io/service-name label
+	Cluster   string // multicluster.kubernetes.io/source-cluster
+	IPv6      bool   // addressType IPv6
 	Ports     []EndpointPort
 	Endpoints []Endpoint
 	// LastChange is endpoints.kubernetes.io/last-change-trigger-time; zero when absent.

@@ -2,6 +2,7 @@ package model
 
 import (
 	"reflect"
+	"slices"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -47,6 +48,9 @@ type Store struct {
 	current  atomic.Int64 // unix nanoseconds, see Current
 }
 
+// stored are the kinds that a store has room for.
+var stored = append(slices.Clone(Kinds), KindServiceImport)
+
 // NewStore returns an empty store that is not synced.
 func NewStore() *Store {
 	s := &Store{
@@ -54,7 +58,7 @@ func NewStore() *Store {
 		subs:    map[int]Subscriber{},
 		synced:  make(chan struct{}),
 	}
-	for _, k := range Kinds {
+	for _, k := range stored {
 		s.objects[k] = map[Key]Object{}
 	}
 	return s
@@ -109,7 +113,7 @@ func (s *Store) Subscribe(sub Subscriber) (cancel func()) {
 	s.write.Lock()
 	defer s.write.Unlock()
 	var replay []Change
-	for _, k := range Kinds {
+	for _, k := range stored {
 		for _, o := range s.List(k) {
 			replay = append(replay, Change{Ref: o.From().Ref, New: o})
 		}

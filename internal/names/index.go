@@ -9,7 +9,6 @@ package names
 import (
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,16 +23,20 @@ type Index struct {
 
 	mu         sync.RWMutex
 	rev        uint64
-	serial     uint32
+	serials    [3]serial // by ZoneClass
 	namespaces map[string]struct{}
 	used       map[string]int // services, slices and pods held, by namespace
 	services   map[model.Key]*model.Service
-	slices     map[model.Key]*slice   // by the slice's own name
-	byService  map[model.Key][]*slice // sorted by name; replaced, never changed in place
+	imports    map[model.Key]*model.Service // ServiceImports, as services with the set's addresses
+	slices     map[model.Key]*slice         // by the slice's own name
+	byService  map[model.Key][]*slice       // sorted by name; replaced, never changed in place
+	byImport   map[model.Key][]*slice       // likewise
 	clusterIPs map[netip.Addr][]model.Key
+	externals  map[netip.Addr][]model.Key // external and load-balancer addresses
 	endpoints  map[netip.Addr][]endpointRef
 	pods       map[model.Key]*model.Pod
 	podIPs     map[netip.Addr][]model.Key
+	nodes      nodes
 }
 
 // endpointRef points at one address of a slice.
@@ -49,12 +52,16 @@ func New() *Index {
 		namespaces: map[string]struct{}{},
 		used:       map[string]int{},
 		services:   map[model.Key]*model.Service{},
+		imports:    map[model.Key]*model.Service{},
 		slices:     map[model.Key]*slice{},
 		byService:  map[model.Key][]*slice{},
+		byImport:   map[model.Key][]*slice{},
 		clusterIPs: map[netip.Addr][]model.Key{},
+		externals:  map[netip.Addr][]model.Key{},
 		endpoints:  map[netip.Addr][]endpointRef{},
 		pods:       map[model.Key]*model.Pod{},
 		podIPs:     map[netip.Addr][]model.Key{},
+		nodes:      newNodes(),
 	}
 }
 
@@ -64,99 +71,140 @@ func (x *Index) Apply(rev uint64, changes []model.Change) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.rev = rev
-	changed := false
+	var touched [3]bool
 	for _, c := range changes {
-		if x.apply(c) {
-			changed = true
+		for _, z := range x.apply(c) {
+			touched[z] = true
 		}
 	}
-	if changed {
-		// A serial never goes back, even when the clock does.
-		x.serial = max(x.serial, uint32(x.now().Unix()))
+	for z, yes := range touched {
+		if yes {
+			x.serials[z].advance(x.now())
+		}
 	}
 }
 
-// apply reports whether an answer may have changed.
-func (x *Index) apply(c model.Change) bool {
+// apply returns the zones whose answers may have changed.
+func (x *Index) apply(c model.Change) []ZoneClass {
 	switch c.Kind {
 	case model.KindNamespace:
 		return x.setNamespace(c.Key, c.New != nil)
 	case model.KindService:
 		s, _ := c.New.(*model.Service)
-		x.setService(c.Key, s)
-		return true
+		return x.setService(c.Key, s)
+	case model.KindServiceImport:
+		s, _ := c.New.(*model.ServiceImport)
+		return x.setImport(c.Key, s)
 	case model.KindEndpointSlice:
 		s, _ := c.New.(*model.EndpointSlice)
-		x.setSlice(c.Key, s)
-		return true
+		return x.setSlice(c.Key, s)
 	case model.KindPod:
 		p, _ := c.New.(*model.Pod)
 		return x.setPod(c.Key, p)
+	case model.KindNode:
+		n, _ := c.New.(*model.Node)
+		x.nodes.set(c.Key.Name, n)
 	}
-	return false
+	return nil
 }
 
-func (x *Index) setNamespace(k model.Key, present bool) bool {
+func (x *Index) setNamespace(k model.Key, present bool) []ZoneClass {
 	_, had := x.namespaces[k.Name]
 	if present {
 		x.namespaces[k.Name] = struct{}{}
 	} else {
 		delete(x.namespaces, k.Name)
 	}
-	return had != present
+	if had == present {
+		return nil
+	}
+	return []ZoneClass{ClusterZone, ExternalZone, SetZone}
 }
 
-func (x *Index) setService(k model.Key, s *model.Service) {
-	if old := x.services[k]; old != nil {
+func (x *Index) setService(k model.Key, s *model.Service) []ZoneClass {
+	touched := []ZoneClass{ClusterZone}
+	old := x.services[k]
+	if old != nil {
 		for _, a := range old.ClusterIPs {
 			removeKey(x.clusterIPs, a, k)
+		}
+		for _, a := range ExternalAddrs(old) {
+			removeKey(x.externals, a, k)
 		}
 		delete(x.services, k)
 		x.use(k, -1)
 	}
+	if outside(old) || outside(s) {
+		touched = append(touched, ExternalZone)
+	}
 	if s == nil {
-		return
+		return touched
 	}
 	x.services[k] = s
 	x.use(k, 1)
 	for _, a := range s.ClusterIPs {
 		addKey(x.clusterIPs, a, k)
 	}
+	for _, a := range ExternalAddrs(s) {
+		addKey(x.externals, a, k)
+	}
+	return touched
 }
 
-func (x *Index) setSlice(k model.Key, s *model.EndpointSlice) {
+func (x *Index) setImport(k model.Key, s *model.ServiceImport) []ZoneClass {
+	if x.imports[k] != nil {
+		delete(x.imports, k)
+		x.use(k, -1)
+	}
+	if s != nil {
+		x.imports[k] = &model.Service{Origin: s.Origin, Headless: s.Headless, ClusterIPs: s.IPs, Ports: s.Ports}
+		x.use(k, 1)
+	}
+	return []ZoneClass{SetZone}
+}
+
+func (x *Index) setSlice(k model.Key, s *model.EndpointSlice) (touched []ZoneClass) {
+	touch := func(sl *slice) {
+		if sl.service.Name != "" {
+			touched = append(touched, ClusterZone, ExternalZone)
+		}
+		if sl.imported.Name != "" {
+			touched = append(touched, SetZone)
+		}
+	}
 	if old := x.slices[k]; old != nil {
+		touch(old)
 		x.removeSlice(old)
 	}
 	// A slice without a service has no name in the DNS, as slices of other controllers do not.
-	if s == nil || s.Service.Name == "" {
-		return
+	if s == nil || (s.Service.Name == "" && s.Import.Name == "") {
+		return touched
 	}
 	fresh := newSlice(s)
+	touch(fresh)
 	x.slices[k] = fresh
 	x.use(k, 1)
-	list := x.byService[fresh.service]
-	at, _ := slices.BinarySearchFunc(list, fresh, compareSlices)
-	x.byService[fresh.service] = slices.Insert(slices.Clone(list), at, fresh)
+	addSlice(x.byImport, fresh.imported, fresh)
+	if fresh.service.Name == "" {
+		return touched
+	}
+	addSlice(x.byService, fresh.service, fresh)
 	for i, e := range fresh.endpoints {
 		refs := x.endpoints[e.Addr]
 		at, _ := slices.BinarySearchFunc(refs, endpointRef{fresh, i}, compareRefs)
 		x.endpoints[e.Addr] = slices.Insert(refs, at, endpointRef{fresh, i})
 	}
+	return touched
 }
 
 func (x *Index) removeSlice(old *slice) {
 	delete(x.slices, old.key)
 	x.use(old.key, -1)
-	list := x.byService[old.service]
-	if at, ok := slices.BinarySearchFunc(list, old, compareSlices); ok {
-		list = slices.Delete(slices.Clone(list), at, at+1)
+	removeSlice(x.byImport, old.imported, old)
+	if old.service.Name == "" {
+		return
 	}
-	if len(list) == 0 {
-		delete(x.byService, old.service)
-	} else {
-		x.byService[old.service] = list
-	}
+	removeSlice(x.byService, old.service, old)
 	for _, e := range old.endpoints {
 		refs := slices.DeleteFunc(x.endpoints[e.Addr], func(r endpointRef) bool { return r.slice == old })
 		if len(refs) == 0 {
@@ -167,8 +215,8 @@ func (x *Index) removeSlice(old *slice) {
 	}
 }
 
-// setPod reports whether the pod's addresses changed: its readiness and labels have no name.
-func (x *Index) setPod(k model.Key, p *model.Pod) bool {
+// setPod says that the zone changed only when the pod's addresses did: its readiness has no name.
+func (x *Index) setPod(k model.Key, p *model.Pod) []ZoneClass {
 	// The addresses of a pod that has ended may be another pod's by now.
 	if p != nil && (p.Finished() || p.Phase == model.PhaseUnknown || len(p.IPs) == 0) {
 		p = nil
@@ -181,15 +229,17 @@ func (x *Index) setPod(k model.Key, p *model.Pod) bool {
 		delete(x.pods, k)
 		x.use(k, -1)
 	}
-	if p == nil {
-		return old != nil
+	if p != nil {
+		x.pods[k] = p
+		x.use(k, 1)
+		for _, a := range p.IPs {
+			addKey(x.podIPs, a, k)
+		}
 	}
-	x.pods[k] = p
-	x.use(k, 1)
-	for _, a := range p.IPs {
-		addKey(x.podIPs, a, k)
+	if (old == nil) == (p == nil) && (p == nil || slices.Equal(old.IPs, p.IPs)) {
+		return nil
 	}
-	return old == nil || !slices.Equal(old.IPs, p.IPs)
+	return []ZoneClass{ClusterZone}
 }
 
 func (x *Index) use(k model.Key, by int) {
@@ -198,53 +248,9 @@ func (x *Index) use(k model.Key, by int) {
 	}
 }
 
-// addKey and removeKey keep each list sorted, so that an answer does not depend on the order of events.
-func addKey(m map[netip.Addr][]model.Key, a netip.Addr, k model.Key) {
-	list := m[a]
-	if at, ok := slices.BinarySearchFunc(list, k, compareKeys); !ok {
-		m[a] = slices.Insert(list, at, k)
-	}
-}
-
-func removeKey(m map[netip.Addr][]model.Key, a netip.Addr, k model.Key) {
-	list := m[a]
-	if at, ok := slices.BinarySearchFunc(list, k, compareKeys); ok {
-		list = slices.Delete(list, at, at+1)
-	}
-	if len(list) == 0 {
-		delete(m, a)
-	} else {
-		m[a] = list
-	}
-}
-
-func compareKeys(a, b model.Key) int {
-	if c := strings.Compare(a.Namespace, b.Namespace); c != 0 {
-		return c
-	}
-	return strings.Compare(a.Name, b.Name)
-}
-
-func compareSlices(a, b *slice) int { return compareKeys(a.key, b.key) }
-
-func compareRefs(a, b endpointRef) int {
-	if c := compareSlices(a.slice, b.slice); c != 0 {
-		return c
-	}
-	return a.i - b.i
-}
-
 // Rev returns the store revision of the last batch.
 func (x *Index) Rev() uint64 {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return x.rev
-}
-
-// Serial returns the SOA serial of the zones made from this index: the Unix time of the last change
-// that could alter an answer, 0 before the first.
-func (x *Index) Serial() uint32 {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	return x.serial
 }

@@ -136,7 +136,7 @@ func TestSerial(t *testing.T) {
 		t.Helper()
 		clock = time.Unix(at, 0)
 		nt.Apply(s, o)
-		if got := x.Serial(); got != want {
+		if got := x.Serial(ClusterZone); got != want {
 			t.Errorf("serial = %d, want %d", got, want)
 		}
 	}
@@ -146,6 +146,50 @@ func TestSerial(t *testing.T) {
 	step(nt.Pod("prod/a", "10.1.0.2"), 1002, 1002)
 	step(nt.Service("prod/web", "10.96.0.1", ""), 1003, 1003)
 	step(nt.Service("prod/web", "10.96.0.2", ""), 900, 1003) // the clock went back, the serial must not
+	if got := x.HandOut(ClusterZone); got != 1003 {
+		t.Errorf("handed out %d, want 1003", got)
+	}
+	step(nt.Service("prod/web", "10.96.0.3", ""), 1003, 1004) // who copied 1003 must see that it is old
+	step(nt.Service("prod/web", "10.96.0.4", ""), 1003, 1004) // nobody has 1004
+	for z, want := range map[ZoneClass]uint32{ExternalZone: 0, SetZone: 0} {
+		if got := x.Serial(z); got != want {
+			t.Errorf("serial of zone class %d = %d, want %d", z, got, want)
+		}
+	}
+	clock = time.Unix(2000, 0)
+	lb := nt.Service("prod/lb", "10.96.0.9", "")
+	lb.ExternalIPs = lb.ClusterIPs
+	nt.Apply(s, lb)
+	clock = time.Unix(2001, 0)
+	nt.Apply(s, nt.Import("prod/far", "10.97.0.1", "http/TCP/80"))
+	if e, m := x.Serial(ExternalZone), x.Serial(SetZone); e != 2000 || m != 2001 {
+		t.Errorf("serials %d and %d, want 2000 for the external and 2001 for the set's zone", e, m)
+	}
+	clock = time.Unix(2002, 0)
+	s.Apply([]model.Update{model.Delete(lb.Ref)})
+	if e := x.Serial(ExternalZone); e != 2002 {
+		t.Errorf("external serial %d after the service is gone, want 2002", e)
+	}
+}
+
+func TestPlace(t *testing.T) {
+	node := func(name, cidr, addr, zone string) *model.Node {
+		n := nt.Node(name, cidr, addr)
+		n.Labels = map[string]string{labelZone: zone}
+		return n
+	}
+	s := nt.Store(node("a", "10.1.0.0/24", "192.168.0.1", "east"), node("b", "10.1.1.0/24", "192.168.0.2", "west"), node("c", "10.1.1.128/25", "192.168.0.3", "north"))
+	x := follow(s)
+	for addr, want := range map[string]string{"10.1.0.7": "a east", "192.168.0.2": "b west", "10.1.1.1": "b west", "10.1.1.200": "c north", "10.9.0.1": " ", "fd00::1": " "} {
+		node, zone := x.Place(netip.MustParseAddr(addr))
+		if got := node + " " + zone; got != want {
+			t.Errorf("Place(%s) = %q, want %q", addr, got, want)
+		}
+	}
+	s.Apply([]model.Update{model.Delete(model.Ref{Kind: model.KindNode, Key: model.Key{Name: "a"}})})
+	if node, _ := x.Place(netip.MustParseAddr("10.1.0.7")); node != "" {
+		t.Errorf("an address of a node that is gone belongs to %q", node)
+	}
 }
 
 // world makes random objects from small sets of names and addresses, so that they collide often.
@@ -160,9 +204,13 @@ func (w world) addr() string {
 func (w world) object() model.Object {
 	ns := w.pick("a", "b")
 	ports := w.pick("", "http/TCP/80", "http/TCP/80 dns/UDP/53", "/SCTP/9")
-	switch w.IntN(5) {
+	switch w.IntN(7) {
 	case 0:
 		return nt.Namespace(ns)
+	case 5:
+		return nt.Import(ns+"/"+w.pick("s", "t"), w.pick("", w.addr()), ports)
+	case 6:
+		return nt.Node(w.pick("n", "m"), w.pick("10.0.0.0/24", "10.0.1.0/24", "10.0.0.0/25", "fd00::/64"), w.addr())
 	case 1:
 		switch key := ns + "/" + w.pick("s", "t"); w.IntN(3) {
 		case 0:
@@ -170,7 +218,12 @@ func (w world) object() model.Object {
 		case 1:
 			return nt.External(key, w.pick("example.org", "10.0.0.1", ""))
 		default:
-			return nt.Service(key, w.addr()+" "+w.addr(), ports)
+			svc := nt.Service(key, w.addr()+" "+w.addr(), ports)
+			if w.IntN(2) == 0 {
+				svc.ExternalIPs = []netip.Addr{netip.MustParseAddr(w.addr())}
+				svc.Ingress = []model.Ingress{{Hostname: "lb"}, {Addr: netip.MustParseAddr(w.addr())}}
+			}
+			return svc
 		}
 	case 2:
 		p := nt.Pod(ns+"/"+w.pick("p", "q", "r"), w.addr()+" "+w.addr())
@@ -183,7 +236,11 @@ func (w world) object() model.Object {
 			e.Ready = w.IntN(4) > 0
 			eps = append(eps, e)
 		}
-		return nt.Slice(ns+"/"+w.pick("s1", "s2", "s3", "s4"), w.pick("s", "t", ""), ports, eps...)
+		sl := nt.Slice(ns+"/"+w.pick("s1", "s2", "s3", "s4"), w.pick("s", "t", ""), ports, eps...)
+		if w.IntN(3) == 0 {
+			sl.Import, sl.Cluster = model.Key{Namespace: ns, Name: w.pick("s", "t")}, w.pick("east", "west")
+		}
+		return sl
 	}
 }
 
@@ -219,6 +276,31 @@ func (x *Index) dump() map[string]any {
 		}
 		out["endpoint "+a.String()] = refs
 	}
+	for k, s := range x.imports {
+		out["import "+k.String()] = *s
+	}
+	for k, list := range x.byImport {
+		var keys []model.Key
+		for _, s := range list {
+			keys = append(keys, s.key)
+		}
+		out["slices of import "+k.String()] = keys
+	}
+	for a, list := range x.externals {
+		out["external IP "+a.String()] = list
+	}
+	for name, n := range x.nodes.byName {
+		out["node "+name] = *n
+	}
+	for p, list := range x.nodes.cidrs {
+		out["cidr "+p.String()] = list
+	}
+	for a, list := range x.nodes.addrs {
+		out["node address "+a.String()] = list
+	}
+	for l, n := range x.nodes.bits {
+		out[fmt.Sprint("length ", l)] = n
+	}
 	for k, p := range x.pods {
 		out["pod "+k.String()] = *p
 	}
@@ -250,7 +332,7 @@ func TestIndexAfterChangesEqualsFreshIndex(t *testing.T) {
 			t.Fatalf("seed %d: index after changes differs from a fresh one\n got %v\nwant %v", seed, got, want)
 		}
 		checkNaive(t, seed, store, x)
-		for _, k := range model.Kinds {
+		for _, k := range append([]model.Kind{model.KindServiceImport}, model.Kinds...) {
 			for _, o := range store.List(k) {
 				store.Apply([]model.Update{model.Delete(o.From().Ref)})
 			}

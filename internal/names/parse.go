@@ -25,14 +25,27 @@ type Name struct {
 	Endpoint  string // one label in front of the object, underscore kept
 	Port      string // two labels in front of the object: the first
 	Protocol  string // and the second
+	Cluster   string // in zones of cluster sets, the second of the two is the endpoint's cluster
+	Zone      string // topology zone of a zone-scoped name
+	Prefer    bool   // it falls back to all endpoints when its zone has none
+	Holder    bool   // "_zone", "pin._zone", "prefer._zone": it only holds zone-scoped names
 }
+
+// Grammar says which names a zone has beside those of the specification.
+type Grammar struct {
+	Clusters bool // of a set of clusters (KEP-1645): endpoint.cluster.service.namespace.svc
+	Zonal    bool // topology-zone.pin|prefer._zone.service.namespace.svc
+}
+
+// Parse reads a name of the plain grammar.
+func Parse(rel string) (Name, bool) { return Grammar{}.Parse(rel) }
 
 // Parse reads a lower-case name relative to its zone, without trailing dot: "" is the zone itself,
 // "_http._tcp.web.prod.svc" a port of a service. It reports false for names no cluster can have.
 //
 // Two labels in front of a service are port and protocol even without underscores, as clients of
-// CoreDNS have come to rely on.
-func Parse(rel string) (Name, bool) {
+// CoreDNS have come to rely on; in zones of cluster sets they need one to be.
+func (g Grammar) Parse(rel string) (Name, bool) {
 	switch rel {
 	case "", "svc", "pod", "dns":
 		return Name{Kind: Node}, true
@@ -55,14 +68,32 @@ func Parse(rel string) (Name, bool) {
 	rest, n.Object = cutLast(rest)
 	rest, near := cutLast(rest)
 	rest, far := cutLast(rest)
+	if g.Zonal && !g.Clusters && n.Kind == Svc && near == zoneLabel {
+		return n.zonal(rest, far)
+	}
 	switch {
 	case rest != "":
 		return Name{}, false
-	case far != "":
-		n.Port, n.Protocol = strings.TrimPrefix(far, "_"), strings.TrimPrefix(near, "_")
-	default:
+	case far == "":
 		n.Endpoint = near
+	case g.Clusters && far[0] != '_' && near[0] != '_':
+		n.Endpoint, n.Cluster = far, near
+	default:
+		n.Port, n.Protocol = strings.TrimPrefix(far, "_"), strings.TrimPrefix(near, "_")
 	}
+	return n, true
+}
+
+// zoneLabel stands between a service and zone-scoped names. Its underscore keeps it apart from every
+// host name, and three labels in front of a service were never a name before.
+const zoneLabel = "_zone"
+
+// zonal completes a name in front of "_zone": a directive and a topology zone, which may hold dots.
+func (n Name) zonal(zone, directive string) (Name, bool) {
+	if directive != "" && directive != "pin" && directive != "prefer" {
+		return Name{}, false
+	}
+	n.Zone, n.Prefer, n.Holder = zone, directive == "prefer", zone == ""
 	return n, true
 }
 

@@ -18,7 +18,9 @@ type View struct {
 type Target struct {
 	Addr     netip.Addr
 	Port     uint16 // 0 = the service names no port; there is no SRV record for it
-	Endpoint string // label in front of the service's name; empty for the service itself
+	Endpoint string // labels in front of the service's name; empty for the service itself
+	Node     string // where it runs, as far as its slice says
+	Zone     string
 }
 
 // Answer is what the index knows of a service name.
@@ -48,13 +50,28 @@ func (x *Index) UsesNamespace(ns string) bool {
 // it gives one target per address and port, else one per address.
 func (x *Index) Resolve(n Name, v View, ports bool) Answer {
 	s, list := x.service(model.Key{Namespace: n.Namespace, Name: n.Object})
-	if s == nil {
-		return Answer{}
-	}
 	if v.NoEndpoints {
 		list = nil
 	}
+	return resolve(s, list, n, v, ports)
+}
+
+// ResolveImport answers in a zone of a cluster set as Resolve does in a cluster's. Endpoints exist
+// there whether or not the view has any.
+func (x *Index) ResolveImport(n Name, v View, ports bool) Answer {
+	k := model.Key{Namespace: n.Namespace, Name: n.Object}
+	x.mu.RLock()
+	s, list := x.imports[k], x.byImport[k]
+	x.mu.RUnlock()
+	return resolve(s, list, n, v, ports)
+}
+
+func resolve(s *model.Service, list []*slice, n Name, v View, ports bool) Answer {
 	switch {
+	case s == nil:
+		return Answer{}
+	case n.Zone != "" || n.Holder:
+		return scoped(s, list, n, v, ports)
 	case s.Type == model.ExternalName:
 		return external(s, n)
 	case v.IgnoreEmpty && !s.Headless && empty(list):
@@ -63,6 +80,28 @@ func (x *Index) Resolve(n Name, v View, ports bool) Answer {
 		return fromEndpoints(s, list, n, v, ports)
 	}
 	return fromClusterIPs(s, n, ports)
+}
+
+// scoped answers for zone-scoped names, which only headless services have: a cluster IP is in no zone.
+// They exist whether or not an endpoint is in the zone, so that all servers say the same at all times.
+func scoped(s *model.Service, list []*slice, n Name, v View, ports bool) Answer {
+	if !s.Headless || s.Type == model.ExternalName {
+		return Answer{}
+	}
+	if n.Holder {
+		return Answer{Exists: true}
+	}
+	all := fromEndpoints(s, list, Name{}, v, ports).Targets
+	out := Answer{Exists: true}
+	for _, t := range all {
+		if strings.EqualFold(t.Zone, n.Zone) {
+			out.Targets = append(out.Targets, t)
+		}
+	}
+	if len(out.Targets) == 0 && n.Prefer {
+		out.Targets = all
+	}
+	return out
 }
 
 // service returns a service and its slices, both safe to read without the lock.
@@ -112,13 +151,25 @@ func fromEndpoints(s *model.Service, list []*slice, n Name, v View, ports bool) 
 		if len(matched) > 1 && !ports {
 			matched = matched[:1]
 		}
+		if n.Cluster != "" && !strings.EqualFold(n.Cluster, sl.cluster) {
+			continue
+		}
+		if n.Endpoint != "" && n.Cluster == "" && s.Kind == model.KindServiceImport {
+			// Endpoints of a set are below their cluster, which holds no records itself.
+			out.Exists = out.Exists || (len(sl.endpoints) > 0 && strings.EqualFold(n.Endpoint, sl.cluster))
+			continue
+		}
 		for _, e := range sl.chosen(n.Endpoint, v.PodNames) {
+			label := e.Label(v.PodNames)
+			if s.Kind == model.KindServiceImport {
+				label += "." + sl.cluster
+			}
 			for _, p := range matched {
-				out.Targets = append(out.Targets, Target{Addr: e.Addr, Port: p.Port, Endpoint: e.Label(v.PodNames)})
+				out.Targets = append(out.Targets, Target{Addr: e.Addr, Port: p.Port, Endpoint: label, Node: e.Node, Zone: e.Zone})
 			}
 		}
 	}
-	out.Exists = len(out.Targets) > 0 || isProtocol(s, list, n.Endpoint)
+	out.Exists = out.Exists || len(out.Targets) > 0 || isProtocol(s, list, n.Endpoint)
 	return out
 }
 

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"unique"
 
 	"github.com/braidnet/braid/internal/model"
 )
@@ -13,6 +14,8 @@ type Endpoint struct {
 	Addr     netip.Addr
 	Hostname string // as the slice gives it, often empty
 	Pod      string // name of the object behind it, empty when it would be no valid label
+	Node     string
+	Zone     string // topology zone
 }
 
 // maxLabel is the longest label a DNS name can have (RFC 1035 section 2.3.4).
@@ -34,9 +37,12 @@ func (e Endpoint) Label(podNames bool) string {
 // the name tables, which are made at their first use because most services never need them.
 type slice struct {
 	key       model.Key
-	service   model.Key
+	service   model.Key // zero when the slice belongs to no service
+	imported  model.Key // zero when it belongs to no service of a cluster set
+	cluster   string    // of that set
 	ports     []model.EndpointPort
 	endpoints []Endpoint
+	unready   int           // addresses that are not among endpoints
 	labels    [2]labelTable // by podNames
 }
 
@@ -46,17 +52,20 @@ type labelTable struct {
 }
 
 func newSlice(s *model.EndpointSlice) *slice {
-	out := &slice{key: s.Key, service: s.Service, ports: s.Ports}
+	out := &slice{key: s.Key, service: s.Service, imported: s.Import, cluster: s.Cluster, ports: s.Ports}
 	for _, e := range s.Endpoints {
 		if !e.Ready {
+			out.unready += len(e.Addrs)
 			continue
 		}
 		pod := e.Target.Name
 		if len(pod) > maxLabel {
 			pod = ""
 		}
+		// Few nodes and zones have many endpoints: one copy of each name is enough.
+		node, zone := unique.Make(e.Node).Value(), unique.Make(e.Zone).Value()
 		for _, a := range e.Addrs {
-			out.endpoints = append(out.endpoints, Endpoint{Addr: a, Hostname: e.Hostname, Pod: pod})
+			out.endpoints = append(out.endpoints, Endpoint{Addr: a, Hostname: e.Hostname, Pod: pod, Node: node, Zone: zone})
 		}
 	}
 	return out

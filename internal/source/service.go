@@ -121,6 +121,9 @@ func (c *converter) slice(o *discoveryv1.EndpointSlice, origin model.Origin) *mo
 	if name := o.Labels[discoveryv1.LabelServiceName]; name != "" {
 		s.Service = model.Key{Namespace: origin.Namespace, Name: name}
 	}
+	if name := o.Labels[labelImport]; name != "" {
+		s.Import, s.Cluster = model.Key{Namespace: origin.Namespace, Name: name}, o.Labels[labelSourceCluster]
+	}
 	// The time only feeds a metric: one that cannot be read is as good as none.
 	if t, err := time.Parse(time.RFC3339Nano, o.Annotations[corev1.EndpointsLastChangeTriggerTime]); err == nil {
 		s.LastChange = t

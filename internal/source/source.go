@@ -33,6 +33,8 @@ func Known(apiVersion, kind string) runtime.Object {
 		return &networkingv1.NetworkPolicy{}
 	case "networking.k8s.io/v1 ServiceCIDR":
 		return &networkingv1.ServiceCIDR{}
+	case mcsGroupVersion.String() + " ServiceImport":
+		return &ServiceImport{}
 	}
 	return nil
 }
@@ -56,6 +58,8 @@ func RefOf(obj runtime.Object) (model.Ref, bool) {
 		kind = model.KindNetworkPolicy
 	case *networkingv1.ServiceCIDR:
 		kind = model.KindServiceCIDR
+	case *ServiceImport:
+		kind = model.KindServiceImport
 	default:
 		return model.Ref{}, false
 	}
@@ -107,7 +111,7 @@ func (e Errors) Unwrap() []error {
 }
 
 // Convert returns the model's value of a Kubernetes object: a *corev1.Namespace, Node, Pod or
-// Service, a *discoveryv1.EndpointSlice, a *networkingv1.NetworkPolicy or ServiceCIDR. Of origin only File and
+// Service, a *discoveryv1.EndpointSlice, a *networkingv1.NetworkPolicy or ServiceCIDR, or a *ServiceImport. Of origin only File and
 // Line are used. EndpointSlices of addressType FQDN give nil and no error: the model has no use for
 // them. An error is of type Errors unless the type of obj is none of these. Maps and strings of obj
 // are shared with the result; obj itself is not kept.
@@ -139,6 +143,8 @@ func Convert(obj runtime.Object, origin model.Origin) (model.Object, error) {
 		out = c.policy(o, origin)
 	case *networkingv1.ServiceCIDR:
 		out = c.serviceCIDR(o, origin)
+	case *ServiceImport:
+		out = c.serviceImport(o, origin)
 	}
 	if len(c.errs) > 0 {
 		return nil, c.errs

@@ -39,8 +39,10 @@ const (
 
 // answer finds the records of a name. It never changes the request.
 func (k *Kubernetes) answer(ctx context.Context, q question) reply {
-	n, ok := names.Parse(q.relative())
+	n, ok := k.grammar(q.zone).Parse(q.relative())
 	switch {
+	case q.typ == dns.TypeTXT && strings.HasPrefix(q.relative(), whyLabel) && k.explains(q.state):
+		return k.whyRecord(q)
 	case ok && n.Kind == names.Node:
 		return k.apex(q)
 	case ok && n.Kind == names.Version:
@@ -62,10 +64,13 @@ func (k *Kubernetes) answer(ctx context.Context, q question) reply {
 }
 
 // exposed reports whether the names of a namespace are served: it exists, and no option hides it.
-// Manifests need not declare the namespaces they use.
+// Manifests need not declare the namespaces they use, unless these are chosen by their labels.
 func (k *Kubernetes) exposed(ns string) bool {
+	if !k.listed(ns) {
+		return false
+	}
 	x := k.index()
-	return k.listed(ns) && (x.HasNamespace(ns) || (k.cfg.source.Manifests != "" && x.UsesNamespace(ns)))
+	return x.HasNamespace(ns) || (k.cfg.source.Manifests != "" && k.cfg.source.NamespaceLabels == "" && x.UsesNamespace(ns))
 }
 
 func (k *Kubernetes) listed(ns string) bool {
@@ -76,11 +81,16 @@ func (k *Kubernetes) listed(ns string) bool {
 	return ok
 }
 
+// pointed reports whether PTR records may lead into a namespace.
+func (k *Kubernetes) pointed(ns string) bool {
+	return k.listed(ns) && (k.cfg.source.NamespaceLabels == "" || k.exposed(ns))
+}
+
 func (k *Kubernetes) service(ctx context.Context, q question, n names.Name) reply {
 	if n.Object == "" {
 		return reply{exists: true}
 	}
-	a := k.index().Resolve(n, k.cfg.view, q.typ == dns.TypeSRV)
+	a := k.resolve(q.zone, n, q.typ == dns.TypeSRV)
 	out := reply{exists: a.Exists}
 	switch {
 	case !a.Exists:
@@ -89,11 +99,18 @@ func (k *Kubernetes) service(ctx context.Context, q question, n names.Name) repl
 	case isAddress(q.typ) && a.External != "":
 		return k.follow(ctx, q, a.External)
 	case isAddress(q.typ):
-		out.records = k.addresses(q, addrsOf(a.Targets))
+		out.records = k.addresses(q, addrsOf(k.byDistance(q.state, a.Targets)))
 	case q.typ == dns.TypeSRV:
 		out.records, out.extra = k.srv(q, n, a.Targets)
 	}
 	return out
+}
+
+func (k *Kubernetes) resolve(zone string, n names.Name, ports bool) names.Answer {
+	if k.class(zone) == names.SetZone {
+		return k.index().ResolveImport(n, k.cfg.view, ports)
+	}
+	return k.index().Resolve(n, k.cfg.view, ports)
 }
 
 func (k *Kubernetes) pod(q question, n names.Name) reply {
@@ -136,7 +153,7 @@ func (k *Kubernetes) reverse(q question) reply {
 // pointers returns the distinct names an address leads to.
 func (k *Kubernetes) pointers(addr netip.Addr) (out []string) {
 	for _, key := range k.index().ClusterIP(addr) {
-		if k.listed(key.Namespace) {
+		if k.pointed(key.Namespace) {
 			return []string{serviceName(key, k.cfg.primary)}
 		}
 	}
@@ -145,7 +162,7 @@ func (k *Kubernetes) pointers(addr netip.Addr) (out []string) {
 	}
 	seen := map[string]bool{}
 	for _, o := range k.index().Owners(addr) {
-		if !k.listed(o.Service.Namespace) {
+		if !k.pointed(o.Service.Namespace) {
 			continue
 		}
 		name := o.Label(k.cfg.view.PodNames) + "." + serviceName(o.Service, k.cfg.primary)

@@ -2,8 +2,8 @@ package kubernetes
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -30,6 +30,7 @@ const (
 	defaultTTL            = 5
 	maxTTL                = 3600
 	defaultStartupTimeout = 5 * time.Second
+	defaultSelfCheck      = 10 * time.Minute
 )
 
 // config is one kubernetes stanza of a Corefile.
@@ -39,6 +40,7 @@ type config struct {
 
 	zones          []string // normalised
 	primary        string   // the first zone that is not a reverse zone: PTR records point into it
+	sets           []string // those of the zones that are zones of a cluster set
 	source         stores.Source
 	namespaces     map[string]struct{} // empty = all
 	pods           podMode
@@ -46,107 +48,10 @@ type config struct {
 	ttl            uint32
 	fall           fall.F
 	startupTimeout time.Duration
-	warnings       []string // to be logged once, each with file:line
-}
-
-// option is a word of the stanza. usage is what the words behind it should have been.
-type option struct {
-	usage    string
-	min, max int // number of arguments; max < 0 = any
-	set      func(c *config, args []string) error
-}
-
-var options = map[string]option{
-	"manifests": {"one path, or nothing behind an empty variable to use the API server", 1, 1, func(c *config, args []string) error {
-		c.source.Manifests = args[0]
-		return nil
-	}},
-	"kubeconfig": {"a file and optionally a context", 1, 2, func(c *config, args []string) error {
-		c.source.Kubeconfig, c.source.Context = args[0], strings.Join(args[1:], "")
-		return nil
-	}},
-	"endpoint": {"the URL of the API server", 1, -1, func(c *config, args []string) error {
-		if len(args) > 1 {
-			c.warn("endpoint takes one URL; only %q is used", args[0])
-		}
-		c.source.Endpoint = args[0]
-		return nil
-	}},
-	"tls": {"three files: certificate, key, CA certificate", 3, 3, func(c *config, args []string) error {
-		c.source.CertFile, c.source.KeyFile, c.source.CAFile = args[0], args[1], args[2]
-		return nil
-	}},
-	"namespaces": {"one or more namespaces", 1, -1, func(c *config, args []string) error {
-		for _, ns := range args {
-			c.namespaces[ns] = struct{}{}
-		}
-		return nil
-	}},
-	"pods": {"disabled, insecure or verified", 1, 1, func(c *config, args []string) error {
-		switch m := podMode(args[0]); m {
-		case podsDisabled, podsInsecure, podsVerified:
-			c.pods = m
-			return nil
-		}
-		return found(args[0])
-	}},
-	"endpoint_pod_names": {"nothing", 0, 0, func(c *config, _ []string) error {
-		c.view.PodNames = true
-		return nil
-	}},
-	"ttl": {fmt.Sprintf("a number of seconds from 0 to %d", maxTTL), 1, 1, func(c *config, args []string) error {
-		n, err := strconv.ParseUint(args[0], 10, 32)
-		if err != nil || n > maxTTL {
-			return found(args[0])
-		}
-		c.ttl = uint32(n)
-		return nil
-	}},
-	"noendpoints": {"nothing", 0, 0, func(c *config, _ []string) error {
-		c.view.NoEndpoints = true
-		return nil
-	}},
-	"fallthrough": {"zones", 0, -1, func(c *config, args []string) error {
-		for _, z := range args {
-			if plugin.Host(z).NormalizeExact() == nil {
-				return found(z)
-			}
-		}
-		c.fall.SetZonesFromArgs(args)
-		return nil
-	}},
-	"ignore": {"empty_service", 0, 1, func(c *config, args []string) error {
-		if len(args) == 0 {
-			c.warn("ignore does nothing without the word empty_service")
-			return nil
-		}
-		if args[0] != "empty_service" {
-			return found(args[0])
-		}
-		c.view.IgnoreEmpty = true
-		return nil
-	}},
-	"startup_timeout": {"a duration such as 5s", 1, 1, func(c *config, args []string) error {
-		d, err := time.ParseDuration(args[0])
-		if err != nil || d < 0 {
-			return found(args[0])
-		}
-		c.startupTimeout = d
-		return nil
-	}},
-	// Words that Corefiles of old still carry. CoreDNS took them out; we let such files start.
-	"upstream": {"", 0, -1, func(c *config, _ []string) error {
-		c.warn("upstream has no effect: external names are resolved through this server itself; remove the line")
-		return nil
-	}},
-	"resyncperiod": {"", 0, -1, func(c *config, _ []string) error {
-		c.warn("resyncperiod has no effect: changes are watched; remove the line")
-		return nil
-	}},
-	"transfer": {"", 0, -1, func(c *config, _ []string) error {
-		c.warn("transfer has no effect inside kubernetes: use the transfer plugin in the server block; remove the line")
-		return nil
-	}},
+	zonal          bool
+	nearest        bool
+	explain        []netip.Prefix // clients that are told why; empty = none
+	warnings       []string       // to be logged once, each with file:line
 }
 
 // foundError carries the word that is wrong; the stanza's reader adds what was wanted and where.
@@ -183,6 +88,7 @@ func parseStanza(c *caddy.Controller) (*config, error) {
 		pods:           podsDisabled,
 		ttl:            defaultTTL,
 		startupTimeout: defaultStartupTimeout,
+		source:         stores.Source{CheckEvery: defaultSelfCheck},
 	}
 	if err := cfg.setZones(c); err != nil {
 		return nil, err
@@ -227,9 +133,18 @@ func (c *config) setZones(d *caddy.Controller) error {
 
 // check looks at what single options cannot see.
 func (c *config) check() error {
+	if err := c.checkTogether(); err != nil {
+		return err
+	}
 	s := c.source
 	if s.Manifests != "" && (s.Kubeconfig != "" || s.Endpoint != "") {
 		return c.errorf("manifests %q and an API server (kubeconfig or endpoint) are both set; keep one", s.Manifests)
+	}
+	if s.Manifests != "" {
+		if s.HeadlessOnly || s.QPS != 0 || s.Burst != 0 || s.MaxInflight != 0 {
+			c.warnings = append(c.warnings, fmt.Sprintf("%s:%d: endpoints headless and apiserver_… have no effect with manifests; remove them", c.file, c.line))
+		}
+		c.source = stores.Source{Manifests: s.Manifests, Labels: s.Labels, NamespaceLabels: s.NamespaceLabels}
 	}
 	if s.Kubeconfig != "" && s.Endpoint != "" {
 		c.warnings = append(c.warnings, fmt.Sprintf("%s:%d: kubeconfig wins over endpoint; remove one", c.file, c.line))
@@ -238,6 +153,29 @@ func (c *config) check() error {
 	if c.source.Endpoint == "" && c.source.CertFile != "" {
 		c.warnings = append(c.warnings, fmt.Sprintf("%s:%d: tls has no effect without endpoint; remove it", c.file, c.line))
 		c.source.CertFile, c.source.KeyFile, c.source.CAFile = "", "", ""
+	}
+	return nil
+}
+
+// checkTogether refuses options that contradict each other.
+func (c *config) checkTogether() error {
+	for _, z := range c.sets {
+		if !slices.Contains(c.zones, z) {
+			return c.errorf("multicluster: found %q, want zones of this stanza: %s (is not authoritative for the multicluster zone)", z, strings.Join(c.zones, " "))
+		}
+	}
+	headless := c.source.HeadlessOnly
+	switch {
+	case len(c.namespaces) > 0 && c.source.NamespaceLabels != "":
+		return c.errorf("namespaces and namespace_labels cannot both be set; keep one")
+	case c.zonal && c.view.NoEndpoints:
+		return c.errorf("zonal requires endpoints; remove noendpoints or zonal")
+	case headless && c.view.NoEndpoints:
+		return c.errorf("endpoints headless and noendpoints are both set; keep one")
+	case headless && c.view.IgnoreEmpty:
+		return c.errorf("ignore empty_service needs the endpoints of every service; remove it or endpoints headless")
+	case headless && len(c.sets) > 0:
+		return c.errorf("multicluster needs the endpoints of every service; remove it or endpoints headless")
 	}
 	return nil
 }
@@ -263,11 +201,17 @@ func (c *config) kinds() []model.Kind {
 		return model.Kinds
 	}
 	kinds := []model.Kind{model.KindNamespace, model.KindService}
-	if !c.view.NoEndpoints {
+	if !c.view.NoEndpoints || len(c.sets) > 0 {
 		kinds = append(kinds, model.KindEndpointSlice)
 	}
 	if c.pods == podsVerified {
 		kinds = append(kinds, model.KindPod)
+	}
+	if len(c.sets) > 0 {
+		kinds = append(kinds, model.KindServiceImport)
+	}
+	if c.nearest {
+		kinds = append(kinds, model.KindNode)
 	}
 	return kinds
 }

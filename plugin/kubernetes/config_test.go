@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -19,6 +20,7 @@ func defaults(change func(c *config)) *config {
 	c := &config{
 		file: "Testfile", line: 1, zones: []string{"cluster.local."}, primary: "cluster.local.",
 		namespaces: map[string]struct{}{}, pods: podsDisabled, ttl: 5, startupTimeout: 5 * time.Second,
+		source: stores.Source{CheckEvery: 10 * time.Minute},
 	}
 	change(c)
 	return c
@@ -33,20 +35,22 @@ func TestOptions(t *testing.T) {
 		{"", func(*config) {}},
 		{"manifests examples", func(c *config) { c.source = stores.Source{Manifests: "examples"} }},
 		{`manifests ""`, func(*config) {}},
-		{"manifests \"\"\nkubeconfig k", func(c *config) { c.source = stores.Source{Kubeconfig: "k"} }},
-		{"kubeconfig k dev", func(c *config) { c.source = stores.Source{Kubeconfig: "k", Context: "dev"} }},
+		{"manifests \"\"\nkubeconfig k", func(c *config) { c.source = stores.Source{Kubeconfig: "k", CheckEvery: 10 * time.Minute} }},
+		{"kubeconfig k dev", func(c *config) {
+			c.source = stores.Source{Kubeconfig: "k", Context: "dev", CheckEvery: 10 * time.Minute}
+		}},
 		{"endpoint http://a\ntls c k ca", func(c *config) {
-			c.source = stores.Source{Endpoint: "http://a", CertFile: "c", KeyFile: "k", CAFile: "ca"}
+			c.source = stores.Source{Endpoint: "http://a", CertFile: "c", KeyFile: "k", CAFile: "ca", CheckEvery: 10 * time.Minute}
 		}},
 		{"endpoint http://a http://b", func(c *config) {
-			c.source = stores.Source{Endpoint: "http://a"}
+			c.source = stores.Source{Endpoint: "http://a", CheckEvery: 10 * time.Minute}
 			c.warnings = []string{`Testfile:2: endpoint takes one URL; only "http://a" is used`}
 		}},
 		{"tls c k ca", func(c *config) {
 			c.warnings = []string{"Testfile:1: tls has no effect without endpoint; remove it"}
 		}},
 		{"kubeconfig k\nendpoint http://a\ntls c k ca", func(c *config) {
-			c.source = stores.Source{Kubeconfig: "k"}
+			c.source = stores.Source{Kubeconfig: "k", CheckEvery: 10 * time.Minute}
 			c.warnings = []string{"Testfile:1: kubeconfig wins over endpoint; remove one"}
 		}},
 		{"namespaces a b\nnamespaces c", func(c *config) { c.namespaces = map[string]struct{}{"a": {}, "b": {}, "c": {}} }},
@@ -64,6 +68,40 @@ func TestOptions(t *testing.T) {
 		{"fallthrough", func(c *config) { c.fall.Zones = []string{"."} }},
 		{"fallthrough in-addr.arpa Example.org", func(c *config) { c.fall.Zones = []string{"in-addr.arpa.", "example.org."} }},
 		{"startup_timeout 90s", func(c *config) { c.startupTimeout = 90 * time.Second }},
+		{"ttl 7 seconds", func(c *config) {
+			c.ttl = 7
+			c.warnings = []string{`Testfile:2: ttl: "seconds" has no effect; remove it`}
+		}},
+		{"ignore empty_service please", func(c *config) {
+			c.view = names.View{IgnoreEmpty: true}
+			c.warnings = []string{`Testfile:2: ignore empty_service: "please" has no effect; remove it`}
+		}},
+		{"apiserver_qps 12.5\napiserver_burst 30\napiserver_max_inflight 4", func(c *config) {
+			c.source.QPS, c.source.Burst, c.source.MaxInflight = 12.5, 30, 4
+		}},
+		{"labels environment in (staging, qa),app=web", func(c *config) { c.source.Labels = "app=web,environment in (qa,staging)" }},
+		{"namespace_labels !secret", func(c *config) { c.source.NamespaceLabels = "!secret" }},
+		{"endpoints all", func(*config) {}},
+		{"endpoints headless", func(c *config) { c.source.HeadlessOnly = true }},
+		{"zonal", func(c *config) { c.zonal = true }},
+		{"multicluster cluster.local", func(c *config) { c.sets = []string{"cluster.local."} }},
+		{"multicluster", func(c *config) {
+			c.sets = []string{}
+			c.warnings = []string{"Testfile:2: multicluster does nothing without a zone"}
+		}},
+		{"nearest", func(c *config) { c.nearest = true }},
+		{"explain 10.0.0.7/8 fd00::1", func(c *config) {
+			c.explain = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::1/128")}
+		}},
+		{"explain", func(c *config) {
+			c.explain = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+		}},
+		{"self_check 1m", func(c *config) { c.source.CheckEvery = time.Minute }},
+		{"self_check off", func(c *config) { c.source.CheckEvery = 0 }},
+		{"manifests m\nendpoints headless", func(c *config) {
+			c.source = stores.Source{Manifests: "m"}
+			c.warnings = []string{"Testfile:1: endpoints headless and apiserver_… have no effect with manifests; remove them"}
+		}},
 		{"upstream", func(c *config) {
 			c.warnings = []string{"Testfile:2: upstream has no effect: external names are resolved through this server itself; remove the line"}
 		}},
@@ -116,7 +154,7 @@ func TestZones(t *testing.T) {
 
 // Every error says where, what was found, and what would have been right.
 func TestErrors(t *testing.T) {
-	all := "endpoint, endpoint_pod_names, fallthrough, ignore, kubeconfig, manifests, namespaces, noendpoints, pods, resyncperiod, startup_timeout, tls, transfer, ttl, upstream"
+	all := "apiserver_burst, apiserver_max_inflight, apiserver_qps, endpoint, endpoint_pod_names, endpoints, explain, fallthrough, ignore, kubeconfig, labels, manifests, multicluster, namespace_labels, namespaces, nearest, noendpoints, pods, resyncperiod, self_check, startup_timeout, tls, transfer, ttl, upstream, zonal"
 	tests := []struct{ text, want string }{
 		{"kubernetes cluster.local {\npod insecure\n}", `Testfile:2 - Error during parsing: unknown property "pod"; accepted: ` + all},
 		{"kubernetes cluster.local {\nttl 5\npods sometimes\n}", `Testfile:3 - Error during parsing: pods: found "sometimes", want disabled, insecure or verified`},
@@ -135,6 +173,22 @@ func TestErrors(t *testing.T) {
 		{"kubernetes cluster.local {\nendpoint\n}", `Testfile:2 - Error during parsing: endpoint: found "", want the URL of the API server`},
 		{"kubernetes cluster.local {\ntls cert key\n}", `Testfile:2 - Error during parsing: tls: found "cert key", want three files: certificate, key, CA certificate`},
 		{"kubernetes cluster.local {\nfallthrough a..b\n}", `Testfile:2 - Error during parsing: fallthrough: found "a..b", want zones`},
+		{"kubernetes cluster.local {\napiserver_qps -1\n}", `Testfile:2 - Error during parsing: apiserver_qps: found "-1", want a number of requests per second, 0 or more`},
+		{"kubernetes cluster.local {\napiserver_qps NaN\n}", `Testfile:2 - Error during parsing: apiserver_qps: found "NaN", want a number of requests per second, 0 or more`},
+		{"kubernetes cluster.local {\napiserver_burst 1.5\n}", `Testfile:2 - Error during parsing: apiserver_burst: found "1.5", want a number of requests, 0 or more`},
+		{"kubernetes cluster.local {\napiserver_max_inflight many\n}", `Testfile:2 - Error during parsing: apiserver_max_inflight: found "many", want a number of requests, 0 or more`},
+		{"kubernetes cluster.local {\nlabels\n}", `Testfile:2 - Error during parsing: labels: found "", want a label selector such as app=web`},
+		{"kubernetes cluster.local {\nlabels a=b=c\n}", `Testfile:2 - Error during parsing: labels: found "a=b=c" (couldn't parse the selector string "a=b=c": found '=', expected: ',' or 'end of string'), want a label selector such as app=web`},
+		{"kubernetes cluster.local {\nendpoints some\n}", `Testfile:2 - Error during parsing: endpoints: found "some", want all or headless`},
+		{"kubernetes cluster.local {\nzonal yes\n}", `Testfile:2 - Error during parsing: zonal: found "yes", want nothing`},
+		{"kubernetes cluster.local {\nmulticluster clusterset.local\n}", `Testfile:1 - Error during parsing: multicluster: found "clusterset.local.", want zones of this stanza: cluster.local. (is not authoritative for the multicluster zone)`},
+		{"kubernetes cluster.local {\nexplain nobody\n}", `Testfile:2 - Error during parsing: explain: found "nobody", want addresses or address ranges of clients, or nothing for all`},
+		{"kubernetes cluster.local {\nself_check never\n}", `Testfile:2 - Error during parsing: self_check: found "never", want a duration such as 10m, or off`},
+		{"kubernetes cluster.local {\nnamespaces a\nnamespace_labels b\n}", `Testfile:1 - Error during parsing: namespaces and namespace_labels cannot both be set; keep one`},
+		{"kubernetes cluster.local {\nzonal\nnoendpoints\n}", `Testfile:1 - Error during parsing: zonal requires endpoints; remove noendpoints or zonal`},
+		{"kubernetes cluster.local {\nendpoints headless\nnoendpoints\n}", `Testfile:1 - Error during parsing: endpoints headless and noendpoints are both set; keep one`},
+		{"kubernetes cluster.local {\nendpoints headless\nignore empty_service\n}", `Testfile:1 - Error during parsing: ignore empty_service needs the endpoints of every service; remove it or endpoints headless`},
+		{"kubernetes cluster.local {\nendpoints headless\nmulticluster cluster.local\n}", `Testfile:1 - Error during parsing: multicluster needs the endpoints of every service; remove it or endpoints headless`},
 		{"kubernetes cluster..local", `Testfile:1 - Error during parsing: zone: found "cluster..local", want a domain name or an address range such as 10.0.0.0/8`},
 		{"kubernetes 10.0.0.0/8", `Testfile:1 - Error during parsing: zones: found only reverse zones ["10.in-addr.arpa."], want at least one forward zone such as cluster.local (non-reverse zone name must be used)`},
 		{"kubernetes a.local\nkubernetes b.local", `Testfile:2 - Error during parsing: a second kubernetes stanza in this server block; put its zones into the first`},
@@ -182,6 +236,8 @@ func TestKinds(t *testing.T) {
 		"noendpoints":                base,
 		"pods verified":              append(slices.Clone(base), model.KindEndpointSlice, model.KindPod),
 		"noendpoints\npods verified": append(slices.Clone(base), model.KindPod),
+		"nearest":                    append(slices.Clone(base), model.KindEndpointSlice, model.KindNode),
+		"multicluster cluster.local\nnoendpoints": append(slices.Clone(base), model.KindEndpointSlice, model.KindServiceImport),
 	} {
 		cfg, err := parse(caddy.NewTestController("dns", "kubernetes cluster.local {\n"+text+"\n}"))
 		if err != nil {

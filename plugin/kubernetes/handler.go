@@ -6,6 +6,7 @@ package kubernetes
 import (
 	"context"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 
 	"github.com/coredns/coredns/plugin"
@@ -29,6 +30,7 @@ type Kubernetes struct {
 
 	cfg      *config
 	upstream upstreamer
+	search   []string // search path of the machine we run on, which autopath goes on with
 	live     atomic.Pointer[live]
 }
 
@@ -36,6 +38,8 @@ type Kubernetes struct {
 type live struct {
 	lease *stores.Lease
 	local []netip.Addr // addresses the server is bound to, loopback excepted
+	ctx   context.Context
+	quit  context.CancelFunc // ends ctx
 }
 
 // Name implements plugin.Handler. Other plugins find this one by it.
@@ -48,6 +52,20 @@ func (k *Kubernetes) Ready() bool {
 }
 
 func (k *Kubernetes) index() *names.Index { return k.live.Load().lease.Index }
+
+// class returns what sort of zone one of ours is, by its name in any case.
+func (k *Kubernetes) class(zone string) names.ZoneClass {
+	for _, z := range k.cfg.sets {
+		if strings.EqualFold(z, zone) {
+			return names.SetZone
+		}
+	}
+	return names.ClusterZone
+}
+
+func (k *Kubernetes) grammar(zone string) names.Grammar {
+	return names.Grammar{Clusters: k.class(zone) == names.SetZone, Zonal: k.cfg.zonal}
+}
 
 // notSynced is the text of the extended error that explains a SERVFAIL before the first state is complete.
 const notSynced = "cluster state not synced"
@@ -65,6 +83,9 @@ func (k *Kubernetes) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.
 	name := state.QName()
 	q := question{state: state, name: name, typ: state.QType(), zone: name[len(name)-len(zone):]}
 	a := k.answer(ctx, q)
+	if q.typ == dns.TypeSOA && len(a.records) > 0 {
+		k.index().HandOut(k.class(zone)) // the asker may be about to copy the zone
+	}
 	switch {
 	case a.uncertain() && !k.Ready():
 		// Nothing can be denied before everything is known, nor handed on: a denial from elsewhere would be cached.
@@ -76,6 +97,9 @@ func (k *Kubernetes) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.
 	}
 	if len(a.records) == 0 || a.rcode != dns.RcodeSuccess {
 		a.authority = append(a.authority, k.denial(a, q)...)
+		if a.explain == "" && !a.foreign && k.explains(state) {
+			a.explain, a.code = k.why(q), dns.ExtendedErrorCodeOther
+		}
 	}
 	if err := w.WriteMsg(a.message(r)); err != nil {
 		log.Warningf("answer to %s %s could not be sent: %v", name, dns.TypeToString[q.typ], err)

@@ -84,7 +84,7 @@ func (k *Kubernetes) soa(zone string) dns.RR {
 		Hdr:     header(zone, dns.TypeSOA, min(k.cfg.ttl, 300)),
 		Ns:      dnsutil.Join("ns.dns", zone),
 		Mbox:    dnsutil.Join("hostmaster", zone),
-		Serial:  k.index().Serial(),
+		Serial:  k.index().Serial(k.class(zone)),
 		Refresh: 7200,
 		Retry:   1800,
 		Expire:  86400,

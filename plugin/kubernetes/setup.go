@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"context"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -36,16 +37,13 @@ func setup(c *caddy.Controller) error {
 	}
 	useOurLog()
 	cfg, err := parse(c)
-	if err == nil {
-		err = checkSource(cfg)
-	}
 	if err != nil {
 		return plugin.Error(pluginName, err)
 	}
 	for _, w := range cfg.warnings {
 		log.Warning(w)
 	}
-	k := &Kubernetes{cfg: cfg, upstream: upstream.New()}
+	k := &Kubernetes{cfg: cfg, upstream: upstream.New(), search: searchPath(resolvConf)}
 	c.OnRestart(func() error {
 		registry.Begin()
 		return nil
@@ -55,11 +53,20 @@ func setup(c *caddy.Controller) error {
 		return nil
 	})
 	c.OnStartup(func() error {
-		k.start(registry, boundAddrs(dnsserver.GetConfig(c).ListenHosts))
+		// Not earlier: a Corefile can be checked on a machine that is not of the cluster.
+		if err := checkSource(cfg); err != nil {
+			return plugin.Error(pluginName, err)
+		}
+		server := dnsserver.GetConfig(c)
+		k.warnOfNeighbours(func(name string) bool { return server.Handler(name) != nil })
+		k.start(registry, boundAddrs(server.ListenHosts))
+		if n, ok := server.Handler("transfer").(notifier); ok {
+			k.announce(n)
+		}
 		return nil
 	})
 	c.OnShutdown(func() error {
-		k.live.Load().lease.Release()
+		k.stop()
 		return nil
 	})
 	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
@@ -67,6 +74,14 @@ func setup(c *caddy.Controller) error {
 		return k
 	})
 	return nil
+}
+
+// stop gives back what start took, if it came to that.
+func (k *Kubernetes) stop() {
+	if l := k.live.Load(); l != nil {
+		l.quit()
+		l.lease.Release()
+	}
 }
 
 // checkSource reports a source that cannot work before anything is started.
@@ -81,7 +96,8 @@ func checkSource(cfg *config) error {
 // that answers SERVFAIL tells its clients more than one that is not there.
 func (k *Kubernetes) start(r *stores.Registry, bound []netip.Addr) {
 	lease := r.Acquire(k.cfg.source, k.cfg.kinds())
-	k.live.Store(&live{lease: lease, local: bound})
+	ctx, quit := context.WithCancel(context.Background())
+	k.live.Store(&live{lease: lease, local: bound, ctx: ctx, quit: quit})
 	if lease.Store.HasSynced() {
 		return
 	}

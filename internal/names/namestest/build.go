@@ -84,6 +84,17 @@ func NotReady(addr string) model.Endpoint {
 	return e
 }
 
+// Import returns a ServiceImport with addresses, or a headless one when there are none.
+func Import(key, addrs, ports string) *model.ServiceImport {
+	s := Service(key, addrs, ports)
+	return &model.ServiceImport{Origin: origin(model.KindServiceImport, key), Headless: addrs == "", IPs: s.ClusterIPs, Ports: s.Ports}
+}
+
+// Node returns a node with one pod CIDR and one address.
+func Node(name, cidr, addr string) *model.Node {
+	return &model.Node{Origin: origin(model.KindNode, name), PodCIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}, InternalIPs: []netip.Addr{netip.MustParseAddr(addr)}}
+}
+
 // Pod returns a running pod with addresses "10.244.1.2 fd00::2".
 func Pod(key, addrs string) *model.Pod {
 	p := &model.Pod{Origin: origin(model.KindPod, key), Phase: model.PhaseRunning, Ready: true}

@@ -88,7 +88,7 @@ func (f *file) keep(old *file, errs []*manifest.Error) {
 func mayBe(e *manifest.Error, ref model.Ref) bool {
 	kind := model.Kind(e.Kind)
 	switch {
-	case e.Kind != "" && !slices.Contains(model.Kinds, kind):
+	case e.Kind != "" && kind != model.KindServiceImport && !slices.Contains(model.Kinds, kind):
 		return false
 	case e.Kind == "" || e.Name == "":
 		return true

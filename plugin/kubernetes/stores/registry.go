@@ -25,21 +25,41 @@ type Source struct {
 
 	Endpoint                  string
 	CertFile, KeyFile, CAFile string
+
+	// Label selectors, in canonical form: of namespaces, and of all other kinds but nodes.
+	Labels, NamespaceLabels string
+	HeadlessOnly            bool // of EndpointSlices, only those of headless services
+
+	// Limits on requests to the API server; 0 stands for its client's own.
+	QPS                float32
+	Burst, MaxInflight int
+
+	CheckEvery time.Duration // how often the store is compared with the API server; 0 = never
 }
 
 // String names the source in logs and metrics.
 func (s Source) String() string {
+	text := "in-cluster API server"
 	switch {
 	case s.Manifests != "":
-		return "manifests " + s.Manifests
+		text = "manifests " + s.Manifests
 	case s.Kubeconfig != "" && s.Context != "":
-		return fmt.Sprintf("kubeconfig %s context %s", s.Kubeconfig, s.Context)
+		text = fmt.Sprintf("kubeconfig %s context %s", s.Kubeconfig, s.Context)
 	case s.Kubeconfig != "":
-		return "kubeconfig " + s.Kubeconfig
+		text = "kubeconfig " + s.Kubeconfig
 	case s.Endpoint != "":
-		return "endpoint " + s.Endpoint
+		text = "endpoint " + s.Endpoint
 	}
-	return "in-cluster API server"
+	if s.Labels != "" {
+		text += " labels " + s.Labels
+	}
+	if s.NamespaceLabels != "" {
+		text += " namespace_labels " + s.NamespaceLabels
+	}
+	if s.HeadlessOnly {
+		text += " endpoints headless"
+	}
+	return text
 }
 
 // Run reads a source into a store until ctx ends. When it returns earlier it is started again.
@@ -110,7 +130,7 @@ func (r *Registry) find(src Source, kinds []model.Kind) *entry {
 func (r *Registry) start(src Source, kinds []model.Kind) *entry {
 	ctx, cancel := context.WithCancel(context.Background())
 	e := &entry{src: src, kinds: slices.Clone(kinds), store: model.NewStore(), index: names.New(), cancel: cancel, done: make(chan struct{})}
-	e.store.Subscribe(e.index.Apply)
+	e.store.Subscribe(src.chosen(e.index.Apply))
 	if r.watch != nil {
 		r.watch(e.store, e.index)
 	}

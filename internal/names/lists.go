@@ -1,0 +1,67 @@
+package names
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/braidnet/braid/internal/model"
+)
+
+// addKey and removeKey keep each list sorted, so that an answer does not depend on the order of events.
+func addKey(m map[netip.Addr][]model.Key, a netip.Addr, k model.Key) {
+	list := m[a]
+	if at, ok := slices.BinarySearchFunc(list, k, compareKeys); !ok {
+		m[a] = slices.Insert(list, at, k)
+	}
+}
+
+func removeKey(m map[netip.Addr][]model.Key, a netip.Addr, k model.Key) {
+	list := m[a]
+	if at, ok := slices.BinarySearchFunc(list, k, compareKeys); ok {
+		list = slices.Delete(list, at, at+1)
+	}
+	if len(list) == 0 {
+		delete(m, a)
+	} else {
+		m[a] = list
+	}
+}
+
+func compareKeys(a, b model.Key) int {
+	if c := strings.Compare(a.Namespace, b.Namespace); c != 0 {
+		return c
+	}
+	return strings.Compare(a.Name, b.Name)
+}
+
+func compareSlices(a, b *slice) int { return compareKeys(a.key, b.key) }
+
+func compareRefs(a, b endpointRef) int {
+	if c := compareSlices(a.slice, b.slice); c != 0 {
+		return c
+	}
+	return a.i - b.i
+}
+
+// addSlice and removeSlice replace lists, so that readers may keep the one they have.
+func addSlice(m map[model.Key][]*slice, k model.Key, s *slice) {
+	if k.Name == "" {
+		return
+	}
+	list := m[k]
+	at, _ := slices.BinarySearchFunc(list, s, compareSlices)
+	m[k] = slices.Insert(slices.Clone(list), at, s)
+}
+
+func removeSlice(m map[model.Key][]*slice, k model.Key, s *slice) {
+	list := m[k]
+	if at, ok := slices.BinarySearchFunc(list, s, compareSlices); ok {
+		list = slices.Delete(slices.Clone(list), at, at+1)
+	}
+	if len(list) == 0 {
+		delete(m, k)
+	} else {
+		m[k] = list
+	}
+}
