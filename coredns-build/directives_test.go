@@ -39,7 +39,7 @@ func TestLinkedPluginsHaveAPlace(t *testing.T) {
 			missing = append(missing, name)
 		}
 	}
-	want := []string{"trace", "route53", "azure", "clouddns", "k8s_external", "nomad"}
+	want := []string{"trace", "route53", "azure", "clouddns", "nomad"}
 	if !slices.Equal(missing, want) {
 		t.Errorf("not linked: %q, want only %q", missing, want)
 	}

@@ -1,6 +1,7 @@
 package names
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -80,6 +81,13 @@ func (x *Index) ExternalIP(a netip.Addr) []model.Key {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return slices.Clone(x.externals[a])
+}
+
+// ExternalIPs returns every address that a service is reached by from outside, sorted.
+func (x *Index) ExternalIPs() []netip.Addr {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return slices.SortedFunc(maps.Keys(x.externals), netip.Addr.Compare)
 }
 
 // Services returns all services, sorted by key. It is for zone transfers and people.

@@ -122,8 +122,10 @@ func (c *config) setZones(d *caddy.Controller) error {
 		}
 	}
 	c.zones = plugin.OriginsFromArgsOrServerBlock(args, d.ServerBlockKeys)
-	forward := func(z string) bool { return dnsutil.IsReverse(z) == 0 }
-	i := slices.IndexFunc(c.zones, forward)
+	i := slices.IndexFunc(c.zones, func(z string) bool { return !IsReverseZone(z) })
+	if i < 0 { // CoreDNS starts with in-addr.arpa alone, and so do we
+		i = slices.IndexFunc(c.zones, func(z string) bool { return dnsutil.IsReverse(z) == 0 })
+	}
 	if i < 0 {
 		return d.Errf("zones: found only reverse zones %q, want at least one forward zone such as cluster.local (non-reverse zone name must be used)", c.zones)
 	}

@@ -136,6 +136,8 @@ func TestZones(t *testing.T) {
 		primary string
 	}{
 		{"kubernetes", []string{"Cluster.Local:53", "in-addr.arpa"}, []string{"cluster.local.", "in-addr.arpa."}, "cluster.local."},
+		{"kubernetes in-addr.arpa a.local", nil, []string{"in-addr.arpa.", "a.local."}, "a.local."},
+		{"kubernetes ip6.arpa", nil, []string{"ip6.arpa."}, "ip6.arpa."},
 		{"kubernetes 10.96.0.0/16 a.local b.local", nil, []string{"96.10.in-addr.arpa.", "a.local.", "b.local."}, "a.local."},
 	}
 	for _, tc := range tests {

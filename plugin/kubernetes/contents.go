@@ -28,7 +28,7 @@ func (k *Kubernetes) contents(zone string, emit func([]dns.RR)) {
 		ask(dnsutil.Join("ns.dns", zone), dns.TypeA, dns.TypeAAAA)
 	}
 	ask(dnsutil.Join("dns-version", zone), dns.TypeTXT)
-	if dnsutil.IsReverse(zone) > 0 {
+	if IsReverseZone(zone) {
 		for _, a := range k.index().Addresses() {
 			if name := reverseName(a); dns.IsSubDomain(zone, name) {
 				ask(name, dns.TypePTR)
@@ -91,6 +91,11 @@ func (k *Kubernetes) podContents(zone string, ask func(string, ...uint16)) {
 			}
 		}
 	}
+}
+
+// IsReverseZone reports whether the names of a zone, in lower case, stand for addresses.
+func IsReverseZone(zone string) bool {
+	return zone == "in-addr.arpa." || zone == "ip6.arpa." || dnsutil.IsReverse(zone) > 0
 }
 
 // reverseName returns the name whose PTR records tell about an address.

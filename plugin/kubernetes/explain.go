@@ -45,10 +45,7 @@ func (k *Kubernetes) whyRecord(q question) reply {
 // why says in one line what is known of a name, and why it has no record of the type asked for if it
 // has none.
 func (k *Kubernetes) why(q question) string {
-	rel := q.relative()
-	if strings.HasPrefix(rel, whyLabel) {
-		rel = strings.TrimPrefix(rel, whyLabel)
-	}
+	rel := strings.TrimPrefix(q.relative(), whyLabel)
 	n, ok := k.grammar(q.zone).Parse(rel)
 	switch {
 	case dnsutil.IsReverse(strings.ToLower(q.name)) > 0:

@@ -32,6 +32,7 @@ type Kubernetes struct {
 	upstream upstreamer
 	search   []string // search path of the machine we run on, which autopath goes on with
 	live     atomic.Pointer[live]
+	whenLive []func() // what neighbours want done once live is set
 }
 
 // live is what exists only while the server runs. The ready plugin may ask before that.
@@ -134,14 +135,20 @@ func (a reply) uncertain() bool { return !a.exists || (len(a.records) == 0 && !a
 
 func (a reply) message(r *dns.Msg) *dns.Msg {
 	m := new(dns.Msg)
-	m.SetRcode(r, a.rcode)
+	m.SetReply(r)
 	m.Authoritative = true
 	m.Truncated = a.truncated
 	m.Answer, m.Ns, m.Extra = a.records, a.authority, a.extra
+	a.finish(m, r)
+	return m
+}
+
+// finish sets the outcome, and what explains it to a client that speaks EDNS.
+func (a reply) finish(m, r *dns.Msg) {
+	m.Rcode = a.rcode
 	if opt := r.IsEdns0(); opt != nil && a.explain != "" {
 		m.SetEdns0(opt.UDPSize(), opt.Do())
 		o := m.IsEdns0()
 		o.Option = append(o.Option, &dns.EDNS0_EDE{InfoCode: a.code, ExtraText: a.explain})
 	}
-	return m
 }

@@ -3,7 +3,7 @@ package kubernetes
 import (
 	"net/netip"
 
-	"github.com/coredns/coredns/request"
+	"github.com/miekg/dns"
 
 	"github.com/braidnet/braid/internal/names"
 )
@@ -36,5 +36,7 @@ func (k *Kubernetes) Local() []netip.Addr { return k.live.Load().local }
 // OwnServices returns the services that have this server among their endpoints.
 func (k *Kubernetes) OwnServices() []names.Owner { return k.ownServices(k.Local()) }
 
-// Explains reports whether a client is told why an answer is negative.
-func (k *Kubernetes) Explains(state request.Request) bool { return k.explains(state) }
+// NotSynced marks an answer as one that cannot be given before the first state is complete.
+func NotSynced(m *dns.Msg, r *dns.Msg) {
+	reply{rcode: dns.RcodeServerFailure, explain: notSynced, code: dns.ExtendedErrorCodeNotReady}.finish(m, r)
+}

@@ -13,9 +13,30 @@ type notifier interface{ Notify(zone string) error }
 // gather is how long changes are collected before they are told: a rollout is many in a row.
 const gather = time.Second
 
+// zones of one class, in lower case.
+type announced struct {
+	zones []string
+	class names.ZoneClass
+}
+
+// announced returns our zones by class.
+func (k *Kubernetes) announced() (out []announced) {
+	for _, z := range k.cfg.zones {
+		out = append(out, announced{[]string{z}, k.class(z)})
+	}
+	return out
+}
+
+// AnnounceExternal tells of each change of zones of external addresses, from when the server starts.
+func (k *Kubernetes) AnnounceExternal(n any, zones []string) {
+	if n, ok := n.(notifier); ok {
+		k.whenLive = append(k.whenLive, func() { k.announce(n, []announced{{zones, names.ExternalZone}}) })
+	}
+}
+
 // announce tells of each change, and once of the first state: who has a copy may have it from before a
 // restart. It returns at once; the telling ends with the server.
-func (k *Kubernetes) announce(n notifier) {
+func (k *Kubernetes) announce(n notifier, list []announced) {
 	l := k.live.Load()
 	changed := make(chan struct{}, 1)
 	wake := func() {
@@ -40,7 +61,7 @@ func (k *Kubernetes) announce(n notifier) {
 			case <-l.ctx.Done():
 				return
 			}
-			k.tell(n, told)
+			k.tell(n, list, told)
 			pause := time.NewTimer(gather)
 			select {
 			case <-pause.C:
@@ -53,16 +74,17 @@ func (k *Kubernetes) announce(n notifier) {
 }
 
 // tell notifies about the zones whose serial is not the one told last.
-func (k *Kubernetes) tell(n notifier, told map[names.ZoneClass]uint32) {
+func (k *Kubernetes) tell(n notifier, list []announced, told map[names.ZoneClass]uint32) {
 	now := map[names.ZoneClass]uint32{}
-	for _, zone := range k.cfg.zones {
-		class := k.class(zone)
-		now[class] = k.index().Serial(class)
-		if last, ever := told[class]; ever && last == now[class] {
+	for _, a := range list {
+		now[a.class] = k.index().Serial(a.class)
+		if last, ever := told[a.class]; ever && last == now[a.class] {
 			continue
 		}
-		if err := n.Notify(zone); err != nil {
-			logger.Warn("not every copy of a zone was told that it has changed", "zone", zone, "err", err)
+		for _, zone := range a.zones {
+			if err := n.Notify(zone); err != nil {
+				logger.Warn("not every copy of a zone was told that it has changed", "zone", zone, "err", err)
+			}
 		}
 	}
 	for class, serial := range now {

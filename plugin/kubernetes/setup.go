@@ -61,7 +61,10 @@ func setup(c *caddy.Controller) error {
 		k.warnOfNeighbours(func(name string) bool { return server.Handler(name) != nil })
 		k.start(registry, boundAddrs(server.ListenHosts))
 		if n, ok := server.Handler("transfer").(notifier); ok {
-			k.announce(n)
+			k.announce(n, k.announced())
+		}
+		for _, f := range k.whenLive {
+			f()
 		}
 		return nil
 	})
