@@ -104,7 +104,18 @@ type program struct {
 // start runs coredns with a Corefile and waits until it serves at addr. It is killed with the test.
 func start(t *testing.T, corefile, addr string, env ...string) *program {
 	t.Helper()
-	p := &program{exec.Command(build(t), "-conf", corefile), addr, &output{more: make(chan struct{})}}
+	return begin(t, addr, exec.Command(build(t), "-conf", corefile), env)
+}
+
+// startOn runs a Corefile that names no port on the given one.
+func startOn(t *testing.T, corefile string, port int) *program {
+	t.Helper()
+	return begin(t, fmt.Sprintf("127.0.0.1:%d", port), exec.Command(build(t), "-conf", corefile, "-p", fmt.Sprint(port)), nil)
+}
+
+func begin(t *testing.T, addr string, cmd *exec.Cmd, env []string) *program {
+	t.Helper()
+	p := &program{cmd, addr, &output{more: make(chan struct{})}}
 	p.Env = append(os.Environ(), env...)
 	p.Stdout, p.Stderr = p.out, p.out
 	if err := p.Start(); err != nil {
