@@ -30,6 +30,11 @@ build: ## build bin/coredns, bin/netagent and bin/braid
 	go build -ldflags "$(LDFLAGS) -X github.com/braidnet/braid/netagent/cli.Version=$(VERSION)" -o bin/netagent ./netagent
 	go build -ldflags "$(LDFLAGS)" -o bin/braid ./cni
 
+.PHONY: coredns-minimal
+coredns-minimal: ## build bin/coredns-minimal, with the plugins of kubeadm's Corefile only
+	@mkdir -p bin
+	go build -tags minimal -ldflags "$(LDFLAGS) -X github.com/coredns/coredns/coremain.GitCommit=$(COMMIT)" -o bin/coredns-minimal ./coredns-build
+
 .PHONY: deps
 deps: ## install the Debian packages that demo and test need (as root, only what is missing)
 	@missing=(); for t in $(TOOLS); do command -v $${t%%:*} >/dev/null || [ -e $${t%%:*} ] || missing+=($${t##*:}); done; \

@@ -49,6 +49,7 @@ type sourceMetrics struct{}
 
 var (
 	syncedDesc  = prometheus.NewDesc("braid_dns_source_synced", "1 once the source has given a complete first state.", []string{"source"}, nil)
+	ageDesc     = prometheus.NewDesc("braid_dns_source_age_seconds", "Seconds since the answers were last known to be complete; absent before the first state, and when the source cannot tell.", []string{"source"}, nil)
 	currentDesc = prometheus.NewDesc("braid_dns_source_current_timestamp_seconds", "The answers are complete as of this moment, unix time; absent when the source cannot tell.", []string{"source"}, nil)
 	revDesc     = prometheus.NewDesc("braid_dns_source_revision", "Number of batches of changes taken from the source.", []string{"source"}, nil)
 )
@@ -58,6 +59,7 @@ func (sourceMetrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- syncedDesc
 	ch <- revDesc
 	ch <- currentDesc
+	ch <- ageDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -76,6 +78,7 @@ func (sourceMetrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(revDesc, prometheus.GaugeValue, float64(s.Rev), s.Source)
 		if !s.Current.IsZero() {
 			ch <- prometheus.MustNewConstMetric(currentDesc, prometheus.GaugeValue, float64(s.Current.UnixMilli())/1000, s.Source)
+			ch <- prometheus.MustNewConstMetric(ageDesc, prometheus.GaugeValue, max(0, time.Since(s.Current).Seconds()), s.Source)
 		}
 	}
 }

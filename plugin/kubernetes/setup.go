@@ -23,7 +23,8 @@ var registry = stores.New(runSource, logger, observeProgramming)
 var logger = slog.New(logHandler{})
 
 func init() {
-	prometheus.MustRegister(programming, sourceMetrics{})
+	prometheus.MustRegister(programming, checks, drift, requestDuration, limiterDuration, requests, sourceMetrics{})
+	observeRequests()
 	plugin.Register(pluginName, setup)
 }
 

@@ -7,6 +7,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/internal/names"
 	"github.com/braidnet/braid/internal/source/dir"
 	"github.com/braidnet/braid/internal/source/kube"
 	"github.com/braidnet/braid/plugin/kubernetes/stores"
@@ -21,7 +22,16 @@ func runSource(ctx context.Context, src stores.Source, kinds []model.Kind, store
 	if err != nil {
 		return err
 	}
-	return kube.Run(ctx, cfg, store, kube.Options{Kinds: kinds, Logger: logger})
+	selectors := map[model.Kind]kube.Selector{}
+	for kind, labels := range src.Selectors() {
+		selectors[kind] = kube.Selector{Labels: labels}
+	}
+	// The addresses of pods that have ended may be other pods' by now: such pods need not even be sent.
+	selectors[model.KindPod] = kube.Selector{Labels: selectors[model.KindPod].Labels, Fields: "status.phase!=Succeeded,status.phase!=Failed,status.phase!=Unknown"}
+	return kube.Run(ctx, cfg, store, kube.Options{
+		Kinds: kinds, Logger: logger, Selectors: selectors, Trim: names.Trim, MaxInflight: src.MaxInflight,
+		CheckEvery: src.CheckEvery, Checked: func(kind model.Kind, differed int, err error) { countCheck(src, kind, differed, err) },
+	})
 }
 
 // sourceError says why a source cannot work, as far as that is known before it is tried.
@@ -35,6 +45,15 @@ func sourceError(src stores.Source) error {
 }
 
 func restConfig(src stores.Source) (*rest.Config, error) {
+	cfg, err := baseConfig(src)
+	if err != nil {
+		return nil, err
+	}
+	cfg.QPS, cfg.Burst = src.QPS, src.Burst
+	return cfg, nil
+}
+
+func baseConfig(src stores.Source) (*rest.Config, error) {
 	if src.Endpoint != "" {
 		return &rest.Config{
 			Host:            src.Endpoint,

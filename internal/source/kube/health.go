@@ -84,6 +84,19 @@ func (h *health) well() {
 	h.board.Clear(h.key())
 }
 
+// fine reports whether the last request succeeded, or needs not: a kind without a definition has no objects.
+func (h *health) fine() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.inRow == 0 || undefined(h.kind, h.last)
+}
+
+// undefined reports whether a request failed because the server does not know the kind, which it need
+// not where the kind is defined by a resource of its own.
+func undefined(kind model.Kind, err error) bool {
+	return kind == model.KindServiceImport && apierrors.IsNotFound(err)
+}
+
 // seen reports whether err is, or wraps, the error noted last.
 func (h *health) seen(err error) bool {
 	h.mu.Lock()
@@ -110,6 +123,8 @@ func (h *health) failed(end context.Context, verb string, err error) {
 	switch {
 	case apierrors.IsForbidden(err):
 		todo = fmt.Sprintf("grant list and watch on %s in all namespaces", r.gv.WithResource(r.name).GroupResource())
+	case undefined(h.kind, err):
+		todo = "install the CustomResourceDefinition of " + r.gv.WithResource(r.name).GroupResource().String()
 	case apierrors.IsUnauthorized(err):
 		todo = "renew the credentials"
 	}

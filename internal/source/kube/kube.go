@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,7 +34,17 @@ type Problem = source.Problem
 type Options struct {
 	Kinds    []model.Kind // what to read; empty means model.Kinds
 	NodeName string       // when set, of pods only those of this node are read
-	Logger   *slog.Logger
+	// Selectors choose among the objects of a kind; the server applies them.
+	Selectors map[model.Kind]Selector
+	// Trim may make a value smaller before anything keeps it, or nil for one that is not wanted. It must
+	// not change what it is given.
+	Trim        func(model.Object) model.Object
+	MaxInflight int // how many requests wait for an answer at once; 0 = any number
+	// CheckEvery is how often the store is compared with the server; 0 = never. Checked is told of each
+	// comparison: how many objects differed, and were read anew, or why it was not possible.
+	CheckEvery time.Duration
+	Checked    func(kind model.Kind, differed int, err error)
+	Logger     *slog.Logger
 	// Problems is called with all current problems, sorted by text, each time they change. The slice
 	// is the caller's.
 	Problems func([]Problem)
@@ -42,11 +53,16 @@ type Options struct {
 	Retry time.Duration
 }
 
+// Selector is a label selector and a field selector, in Kubernetes' words; empty ones choose all.
+type Selector struct{ Labels, Fields string }
+
 const (
 	defaultRetry = 800 * time.Millisecond
 	maxRetry     = 30 * time.Second
 	// healthyAfter is how long it must go well before the pause after an error starts small again.
 	healthyAfter = 2 * time.Minute
+	// beat is how often the store is marked current while nothing is wrong.
+	beat = 2 * time.Second
 )
 
 // Run keeps the store equal to what the API server has of the kinds asked for, until ctx is done. It
@@ -62,7 +78,7 @@ func Run(ctx context.Context, cfg *rest.Config, store *model.Store, opts Options
 	if opts.Retry <= 0 {
 		opts.Retry = defaultRetry
 	}
-	clients, err := newClients(cfg)
+	clients, err := newClients(cfg, opts)
 	if err != nil {
 		return fmt.Errorf("set up a client for the API server at %s: %w", cfg.Host, err)
 	}
@@ -74,11 +90,11 @@ func Run(ctx context.Context, cfg *rest.Config, store *model.Store, opts Options
 	synced := make(chan struct{})
 	var runners []*runner
 	for _, kind := range opts.Kinds {
-		lw, err := clients.listWatch(kind, opts.NodeName)
+		lw, err := clients.listWatch(kind, opts)
 		if err != nil {
 			return err
 		}
-		s := &sink{kind: kind, store: store, board: board, have: map[model.Key]struct{}{}, bad: map[model.Key]struct{}{}}
+		s := &sink{kind: kind, store: store, board: board, trim: opts.Trim, have: map[model.Key]held{}, bad: map[model.Key]struct{}{}}
 		s.synced = func(n int) {
 			log.Info("first list applied", "kind", kind, "objects", n, "took", time.Since(start))
 			if left.Add(-1) == 0 {
@@ -86,6 +102,7 @@ func Run(ctx context.Context, cfg *rest.Config, store *model.Store, opts Options
 			}
 		}
 		r := &runner{kind: kind, sink: s, lw: lw, log: log, retry: opts.Retry}
+		r.versions = func(ctx context.Context) (map[model.Key]uint64, error) { return clients.versions(ctx, kind, opts) }
 		r.health = &health{kind: kind, host: cfg.Host, board: board, log: log}
 		runners = append(runners, r)
 	}
@@ -97,40 +114,88 @@ func Run(ctx context.Context, cfg *rest.Config, store *model.Store, opts Options
 	case <-synced:
 		store.MarkSynced()
 		log.Info("synced with the API server", "host", cfg.Host, "took", time.Since(start))
+		for _, r := range runners {
+			running.Go(func() { r.checkNow(ctx, opts) })
+		}
+		keepCurrent(ctx, store, runners)
 	case <-ctx.Done():
 	}
 	running.Wait()
 	return nil
 }
 
+// keepCurrent marks the store as current, again and again, while every kind's requests succeed. A
+// connection that dies in silence is found out by the client's own probes, within a minute.
+func keepCurrent(ctx context.Context, store *model.Store, runners []*runner) {
+	tick := time.NewTicker(beat)
+	defer tick.Stop()
+	for {
+		if !slices.ContainsFunc(runners, func(r *runner) bool { return !r.health.fine() }) {
+			store.MarkCurrent(time.Now())
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // runner keeps one reflector going.
 type runner struct {
-	kind   model.Kind
-	sink   *sink
-	lw     *cache.ListWatch
-	health *health
-	log    *slog.Logger
-	retry  time.Duration
+	kind     model.Kind
+	sink     *sink
+	lw       *cache.ListWatch
+	versions func(context.Context) (map[model.Key]uint64, error)
+	health   *health
+	log      *slog.Logger
+	retry    time.Duration
+
+	mu   sync.Mutex
+	stop context.CancelFunc // ends the reflector that runs now; a new one takes its place
 }
 
 func (r *runner) run(ctx context.Context) {
 	// The reflector's own lines go to our log; its V levels are below what slog calls Info.
 	logger := logr.FromSlogHandler(r.log.With("kind", r.kind).Handler())
 	ctx = klog.NewContext(ctx, logger)
-	reflector := cache.NewReflectorWithOptions(r.health.watched(ctx, r.lw), resources[r.kind].empty, r.sink, cache.ReflectorOptions{
-		Name:    "braid",
-		Logger:  &logger,
-		Backoff: r.backoff(),
-	})
+	var reflector *cache.Reflector
+	var current context.Context
+	fresh := func() {
+		// Namespaces come as metadata or, from an old server, whole: no type is expected of them.
+		var expected any = resources[r.kind].empty
+		if r.kind == model.KindNamespace {
+			expected = nil
+		}
+		reflector = cache.NewReflectorWithOptions(r.health.watched(ctx, r.lw), expected, r.sink, cache.ReflectorOptions{
+			Name:    "braid",
+			Logger:  &logger,
+			Backoff: r.backoff(),
+		})
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		current, r.stop = context.WithCancel(ctx)
+	}
+	fresh()
 	delay := r.backoff().DelayWithReset(clock.RealClock{}, healthyAfter)
 	// The condition never ends the loop, so the error is ctx's end.
-	_ = delay.Until(ctx, true, true, func(ctx context.Context) (bool, error) {
+	_ = delay.Until(ctx, true, true, func(context.Context) (bool, error) {
+		if current.Err() != nil {
+			fresh()
+		}
 		// List and watch requests were reported by health; this catches what is wrong with their answers.
-		if err := reflector.ListAndWatchWithContext(ctx); err != nil && !r.health.seen(err) {
+		if err := reflector.ListAndWatchWithContext(current); err != nil && current.Err() == nil && !r.health.seen(err) {
 			r.health.note(ctx, "read", metav1.ListOptions{}, err)
 		}
 		return false, nil
 	})
+}
+
+// again reads everything of the kind anew.
+func (r *runner) again() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stop()
 }
 
 func (r *runner) backoff() *wait.Backoff {

@@ -188,7 +188,7 @@ func TestReplaceIsOneBatch(t *testing.T) {
 	store.Subscribe(func(_ uint64, c []model.Change) { batches = append(batches, c) })
 	synced := -1
 	s := &sink{kind: model.KindService, store: store, board: source.NewBoard(slog.New(slog.DiscardHandler), nil),
-		have: map[model.Key]struct{}{}, bad: map[model.Key]struct{}{}, synced: func(n int) { synced = n }}
+		have: map[model.Key]held{}, bad: map[model.Key]struct{}{}, synced: func(n int) { synced = n }}
 	if err := s.Replace([]any{service("a", "10.0.0.1"), service("b", "10.0.0.2")}, "1"); err != nil {
 		t.Fatal(err)
 	}

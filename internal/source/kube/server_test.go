@@ -21,6 +21,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	restwatch "k8s.io/client-go/rest/watch"
+
+	"github.com/braidnet/braid/internal/source"
 )
 
 // event is one line of the server's history.
@@ -35,6 +37,7 @@ type apiServer struct {
 	*httptest.Server
 	mediaType string // what it answers with
 	streaming bool   // it knows streamed lists (sendInitialEvents)
+	metadata  bool   // it sends metadata alone to who asks for it
 
 	mu       sync.Mutex
 	rv       int
@@ -154,7 +157,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case down:
 		s.status(w, apierrors.NewServiceUnavailable("down for a test"))
 	case q.Get("watch") == "":
-		s.list(w, res)
+		s.list(w, r, res)
 	case q.Get("sendInitialEvents") != "" && !s.streaming:
 		s.status(w, apierrors.NewInvalid(schema.GroupKind{Kind: "ListOptions"}, "", nil))
 	default:
@@ -183,7 +186,23 @@ func (s *apiServer) status(w http.ResponseWriter, err *apierrors.StatusError) {
 	_ = s.encoder("").Encode(&err.ErrStatus, w)
 }
 
-func (s *apiServer) list(w http.ResponseWriter, res string) {
+// metadataGV is the group and version of metadata alone.
+var metadataGV = schema.GroupVersion{Group: metav1.GroupName, Version: "v1"}
+
+// partial reports whether a request asks for metadata alone, of a server that knows that.
+func (s *apiServer) partial(r *http.Request) bool {
+	return s.metadata && strings.Contains(r.Header.Get("Accept"), "as=PartialObjectMetadata")
+}
+
+func partialOf(o runtime.Object) *metav1.PartialObjectMetadata {
+	m, _ := meta.Accessor(o)
+	return &metav1.PartialObjectMetadata{
+		TypeMeta:   metav1.TypeMeta{Kind: "PartialObjectMetadata", APIVersion: metadataGV.String()},
+		ObjectMeta: metav1.ObjectMeta{Namespace: m.GetNamespace(), Name: m.GetName(), ResourceVersion: m.GetResourceVersion(), Labels: m.GetLabels(), Annotations: m.GetAnnotations()},
+	}
+}
+
+func (s *apiServer) list(w http.ResponseWriter, r *http.Request, res string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	rv := metav1.ListMeta{ResourceVersion: strconv.Itoa(s.rv)}
@@ -191,6 +210,10 @@ func (s *apiServer) list(w http.ResponseWriter, res string) {
 	switch res {
 	case "services":
 		list = &corev1.ServiceList{ListMeta: rv}
+	case "namespaces":
+		list = &corev1.NamespaceList{ListMeta: rv}
+	case "serviceimports":
+		list = &source.ServiceImportList{ListMeta: rv}
 	case "pods":
 		list = &corev1.PodList{ListMeta: rv}
 	case "endpointslices":
@@ -200,11 +223,19 @@ func (s *apiServer) list(w http.ResponseWriter, res string) {
 	for _, o := range s.objects[res] {
 		items = append(items, o)
 	}
-	if err := meta.SetList(list, items); err != nil {
+	encoder := s.encoder(res)
+	if s.partial(r) {
+		encoder = codecs.EncoderForVersion(s.info().Serializer, metadataGV)
+		partial := &metav1.PartialObjectMetadataList{ListMeta: rv}
+		for _, o := range items {
+			partial.Items = append(partial.Items, *partialOf(o))
+		}
+		list = partial
+	} else if err := meta.SetList(list, items); err != nil {
 		panic(err)
 	}
 	w.Header().Set("Content-Type", s.mediaType)
-	if err := s.encoder(res).Encode(list, w); err != nil {
+	if err := encoder.Encode(list, w); err != nil {
 		panic(err)
 	}
 }
@@ -250,8 +281,16 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, res string) {
 	flush := w.(http.Flusher)
 	flush.Flush()
 	stream := streaming.NewEncoder(info.StreamSerializer.Framer.NewFrameWriter(w), codecs.EncoderForVersion(info.StreamSerializer.Serializer, corev1.SchemeGroupVersion))
-	enc := restwatch.NewEncoder(stream, s.encoder(res))
+	encoder := s.encoder(res)
+	partial := s.partial(r)
+	if partial {
+		encoder = codecs.EncoderForVersion(info.Serializer, metadataGV)
+	}
+	enc := restwatch.NewEncoder(stream, encoder)
 	send := func(ev watch.Event) bool {
+		if partial {
+			ev.Object = partialOf(ev.Object)
+		}
 		err := enc.Encode(&ev)
 		flush.Flush()
 		return err == nil

@@ -2,7 +2,9 @@ package kube
 
 import (
 	"fmt"
+	"sync"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/cache"
@@ -12,14 +14,34 @@ import (
 )
 
 // sink is what a reflector stores into: it converts each object and passes the model's value on. It
-// is used by its reflector's goroutine only.
+// is used by its reflector's goroutine, but for versions.
 type sink struct {
 	kind   model.Kind
 	store  *model.Store
 	board  *source.Board
-	have   map[model.Key]struct{} // what this reflector has put into the store
-	bad    map[model.Key]struct{} // objects on the board
-	synced func(objects int)      // called after the first Replace; nil afterwards
+	trim   func(model.Object) model.Object // may be nil
+	bad    map[model.Key]struct{}          // objects on the board
+	synced func(objects int)               // called after the first Replace; nil afterwards
+
+	mu   sync.Mutex
+	have map[model.Key]held // what the server has, as far as this reflector was told
+}
+
+// held is what a sink remembers of an object.
+type held struct {
+	version uint64 // see version
+	stored  bool   // it is in the store
+}
+
+// versions returns the version of each object that the reflector was told of.
+func (s *sink) versions() map[model.Key]uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make(map[model.Key]uint64, len(s.have))
+	for key, h := range s.have {
+		out[key] = h.version
+	}
+	return out
 }
 
 var _ cache.TransformingStore = (*sink)(nil)
@@ -34,26 +56,32 @@ type slim struct {
 }
 
 // convert returns the slim form of an object from the wire, or of one that has it already.
-func convert(obj any) (*slim, error) {
+func (s *sink) convert(obj any) (*slim, error) {
 	switch o := obj.(type) {
 	case *slim:
 		return o, nil
 	case cache.DeletedFinalStateUnknown:
-		return convert(o.Obj)
+		return s.convert(o.Obj)
+	case *metav1.PartialObjectMetadata: // only namespaces are asked for in that form
+		return s.convert(&corev1.Namespace{ObjectMeta: o.ObjectMeta})
 	case runtime.Object:
 		ref, ok := source.RefOf(o)
 		if !ok {
 			break
 		}
 		value, err := source.Convert(o, model.Origin{})
-		return &slim{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name}, ref: ref, obj: value, err: err}, nil
+		if s.trim != nil && value != nil && err == nil {
+			value = s.trim(value)
+		}
+		m := o.(metav1.Object)
+		return &slim{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name, ResourceVersion: m.GetResourceVersion()}, ref: ref, obj: value, err: err}, nil
 	}
 	return nil, fmt.Errorf("the API server sent a %T, expected an object of the model", obj)
 }
 
 // Transformer makes the reflector convert objects of a streamed list as they come.
 func (s *sink) Transformer() cache.TransformFunc {
-	return func(obj any) (any, error) { return convert(obj) }
+	return func(obj any) (any, error) { return s.convert(obj) }
 }
 
 // Add takes in a new object.
@@ -61,7 +89,7 @@ func (s *sink) Add(obj any) error { return s.Update(obj) }
 
 // Update takes in a new version of an object.
 func (s *sink) Update(obj any) error {
-	o, err := convert(obj)
+	o, err := s.convert(obj)
 	if err != nil {
 		return err
 	}
@@ -73,6 +101,11 @@ func (s *sink) Update(obj any) error {
 
 // update returns what an object means for the store, if anything.
 func (s *sink) update(o *slim) (model.Update, bool) {
+	s.mu.Lock()
+	before := s.have[o.ref.Key]
+	now := held{version(o.ResourceVersion), o.err == nil && o.obj != nil || o.err != nil && before.stored}
+	s.have[o.ref.Key] = now
+	s.mu.Unlock()
 	if o.err != nil {
 		s.bad[o.ref.Key] = struct{}{}
 		s.board.Set(o.ref.String(), fmt.Sprintf("%s: %v; its last good version stays in force", o.ref, o.err))
@@ -80,11 +113,8 @@ func (s *sink) update(o *slim) (model.Update, bool) {
 	}
 	s.good(o.ref)
 	if o.obj == nil {
-		_, had := s.have[o.ref.Key]
-		delete(s.have, o.ref.Key)
-		return model.Delete(o.ref), had
+		return model.Delete(o.ref), before.stored
 	}
-	s.have[o.ref.Key] = struct{}{}
 	return model.Set(o.obj), true
 }
 
@@ -98,12 +128,14 @@ func (s *sink) good(ref model.Ref) {
 
 // Delete takes an object away.
 func (s *sink) Delete(obj any) error {
-	o, err := convert(obj)
+	o, err := s.convert(obj)
 	if err != nil {
 		return err
 	}
 	s.good(o.ref)
+	s.mu.Lock()
 	delete(s.have, o.ref.Key)
+	s.mu.Unlock()
 	s.store.Apply([]model.Update{model.Delete(o.ref)})
 	return nil
 }
@@ -114,7 +146,7 @@ func (s *sink) Replace(list []any, _ string) error {
 	listed := make(map[model.Key]struct{}, len(list))
 	updates := make([]model.Update, 0, len(list))
 	for i, item := range list {
-		o, err := convert(item)
+		o, err := s.convert(item)
 		if err != nil {
 			return err
 		}
@@ -124,13 +156,15 @@ func (s *sink) Replace(list []any, _ string) error {
 			updates = append(updates, u)
 		}
 	}
+	s.mu.Lock()
 	for key := range s.have {
 		if _, still := listed[key]; !still {
-			ref := model.Ref{Kind: s.kind, Key: key}
 			delete(s.have, key)
-			updates = append(updates, model.Delete(ref))
+			updates = append(updates, model.Delete(model.Ref{Kind: s.kind, Key: key}))
 		}
 	}
+	count := len(s.have)
+	s.mu.Unlock()
 	for key := range s.bad {
 		if _, still := listed[key]; !still {
 			s.good(model.Ref{Kind: s.kind, Key: key})
@@ -138,7 +172,7 @@ func (s *sink) Replace(list []any, _ string) error {
 	}
 	s.store.Apply(updates)
 	if s.synced != nil {
-		s.synced(len(s.have))
+		s.synced(count)
 		s.synced = nil
 	}
 	return nil
