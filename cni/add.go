@@ -3,10 +3,12 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 
+	"github.com/braidnet/braid/cni/antispoof"
 	"github.com/braidnet/braid/cni/ipam"
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/kernel/netns"
@@ -84,14 +86,18 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 	}
 	back.push(func() error { _, err := store.Release(owner); return err })
 
+	name, mac := link.HostVethName(args.ContainerID, args.IfName), podMAC(conf, args)
+	back.push(func() error { _, err := antispoof.Remove(name); return err })
 	host, err := link.AddVeth(node, link.Veth{
-		Host: link.HostVethName(args.ContainerID, args.IfName), Pod: args.IfName, PodNS: pod.Fd(),
-		Bridge: bridge.Index, MTU: conf.MTU, Alias: alias,
+		Host: name, Pod: args.IfName, PodMAC: mac, PodNS: pod.Fd(), Bridge: bridge.Index, MTU: conf.MTU, Alias: alias,
 	})
 	if err != nil {
 		return err
 	}
 	back.push(func() error { _, err := link.DeleteVeth(node, host.Name); return err })
+	if err := guard(conf, antispoof.Pod{Owner: ownerOf(args, alias), MAC: mac, Addrs: addrsOf(leases)}); err != nil {
+		return err
+	}
 
 	inside, err := configure(pod, conf, args.IfName, leases)
 	if err != nil {
@@ -115,6 +121,26 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 		return err
 	}
 	return types.PrintResult(result(conf, args.Netns, bridge, host, inside, leases), conf.CNIVersion)
+}
+
+// podMAC is the hardware address that the pod gets.
+func podMAC(_ *config, args *skel.CmdArgs) net.HardwareAddr {
+	return link.PodMAC(args.ContainerID, args.IfName)
+}
+
+// guard keeps the pod to its addresses, before its interface comes up. Where
+// the kernel cannot do that the pod is connected all the same, as pods are
+// elsewhere.
+func guard(conf *config, pod antispoof.Pod) error {
+	if !conf.AntiSpoofing {
+		return nil
+	}
+	err := antispoof.Guard(pod)
+	if errors.Is(err, antispoof.ErrNone) {
+		conf.Log.Warn("the pod is not kept from forging addresses", "link", pod.Owner.Link, "err", err)
+		return nil
+	}
+	return err
 }
 
 // refuseExisting keeps ADD from touching an interface that somebody else made

@@ -2,10 +2,12 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 
+	"github.com/braidnet/braid/cni/antispoof"
 	"github.com/braidnet/braid/cni/ipam"
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/kernel/netns"
@@ -48,6 +50,9 @@ func check(args *skel.CmdArgs) error {
 		return err
 	}
 	if err := checkNode(&d, conf, args, inside, leases); err != nil {
+		return err
+	}
+	if err := checkGuard(&d, conf, args, mac, leases); err != nil {
 		return err
 	}
 	if err := checkReservation(&d, conf, args, leases); err != nil {
@@ -137,6 +142,17 @@ func checkNode(d *diffs, conf *config, args *skel.CmdArgs, inside int, leases []
 		d.addf("port %s of %s is not in hairpin mode", port.Name, conf.Bridge)
 	}
 	return nil
+}
+
+// checkGuard compares what the pod may send from.
+func checkGuard(d *diffs, conf *config, args *skel.CmdArgs, mac string, leases []ipam.Lease) error {
+	hw, err := net.ParseMAC(mac)
+	if err != nil || !conf.AntiSpoofing {
+		return nil // a result without it says nothing to compare with
+	}
+	missing, err := antispoof.Missing(antispoof.Pod{Owner: ownerOf(args, ""), MAC: hw, Addrs: addrsOf(leases)})
+	*d = append(*d, missing...)
+	return err
 }
 
 func checkBridge(d *diffs, conf *config, bridge link.Seen) {

@@ -37,10 +37,12 @@ type config struct {
 	Routes     []netip.Prefix // besides the default routes; through the gateway of their family
 	Ports      []hostport.Mapping
 	DataDir    string
-	ReadyFile  string // there since pods can be reached; empty: always
-	DNS        types.DNS
-	Prev       *types100.Result // nil unless chained or CHECK
-	Log        *slog.Logger
+	// AntiSpoofing keeps pods from sending with addresses that are not theirs.
+	AntiSpoofing bool
+	ReadyFile    string // there since pods can be reached; empty: always
+	DNS          types.DNS
+	Prev         *types100.Result // nil unless chained or CHECK
+	Log          *slog.Logger
 }
 
 // rawConfig is the configuration as it is written. Option names below ipam are
@@ -55,6 +57,7 @@ type rawConfig struct {
 	DNS        types.DNS      `json:"dns"`
 	IPAM       rawIPAM        `json:"ipam"`
 	ReadyFile  string         `json:"readyFile"`
+	AntiSpoof  *bool          `json:"antiSpoofing"`
 	Runtime    rawRuntime     `json:"runtimeConfig"`
 	PrevResult map[string]any `json:"prevResult"`
 }
@@ -157,6 +160,8 @@ func kindName(t reflect.Type) string {
 		return "a string"
 	case reflect.Int:
 		return "a whole number"
+	case reflect.Bool:
+		return "true or false"
 	case reflect.Slice:
 		return "a list"
 	default:
@@ -167,7 +172,8 @@ func kindName(t reflect.Type) string {
 // base checks what every verb needs. The configuration it returns is usable
 // for DEL also with an error: what could be understood is in it.
 func (raw rawConfig) base(data []byte) (*config, error) {
-	c := &config{CNIVersion: raw.CNIVersion, Name: raw.Name, Bridge: defaultBridge, DataDir: ipam.DefaultDir, ReadyFile: raw.ReadyFile, DNS: raw.DNS}
+	c := &config{CNIVersion: raw.CNIVersion, Name: raw.Name, Bridge: defaultBridge, DataDir: ipam.DefaultDir, ReadyFile: raw.ReadyFile, DNS: raw.DNS,
+		AntiSpoofing: raw.AntiSpoof == nil || *raw.AntiSpoof}
 	level := slog.LevelInfo
 	lerr := level.UnmarshalText([]byte(cmp.Or(raw.LogLevel, "info")))
 	c.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
@@ -207,7 +213,7 @@ func logUnknown(log *slog.Logger, data []byte) {
 			}
 		}
 	}
-	report("", top, "cniVersion", "name", "type", "bridge", "mtu", "logLevel", "dns", "ipam", "prevResult", "capabilities", "readyFile", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments")
+	report("", top, "cniVersion", "name", "type", "bridge", "mtu", "logLevel", "dns", "ipam", "prevResult", "capabilities", "readyFile", "antiSpoofing", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments")
 	report("ipam.", below, "type", "dataDir", "ranges", "routes", "subnet", "rangeStart", "rangeEnd", "gateway")
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"github.com/braidnet/braid/cni/antispoof"
 	"github.com/braidnet/braid/cni/ipam"
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/containernetworking/cni/pkg/skel"
@@ -34,6 +35,9 @@ func unplug(conf *config, node *link.Handle, owner ipam.Owner) error {
 	}
 	found, err := link.DeleteVeth(node, host)
 	if err != nil {
+		return err
+	}
+	if _, err := antispoof.Remove(host); err != nil {
 		return err
 	}
 	freed, err := ipam.Open(conf.DataDir, conf.Name, conf.Log).Release(owner)

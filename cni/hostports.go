@@ -7,6 +7,7 @@ import (
 
 	"github.com/braidnet/braid/cni/hostport"
 	"github.com/braidnet/braid/cni/ipam"
+	"github.com/braidnet/braid/cni/tables"
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/containernetworking/cni/pkg/skel"
@@ -66,7 +67,7 @@ func hostPorts(conf *config, node *link.Handle) *hostport.Store {
 func routeLocalnet(bridge string) string { return "net/ipv4/conf/" + bridge + "/route_localnet" }
 
 // openPorts lets the pod be reached by its host ports.
-func openPorts(back *undo, conf *config, node *link.Handle, owner hostport.Owner, leases []ipam.Lease) error {
+func openPorts(back *undo, conf *config, node *link.Handle, owner tables.Owner, leases []ipam.Lease) error {
 	if len(conf.Ports) == 0 {
 		return nil
 	}
@@ -108,8 +109,8 @@ func checkPorts(d *diffs, conf *config, args *skel.CmdArgs, node *link.Handle, l
 	return nil
 }
 
-func ownerOf(args *skel.CmdArgs, pod string) hostport.Owner {
-	return hostport.Owner{Link: link.HostVethName(args.ContainerID, args.IfName), Pod: pod}
+func ownerOf(args *skel.CmdArgs, pod string) tables.Owner {
+	return tables.Owner{Link: link.HostVethName(args.ContainerID, args.IfName), Pod: pod}
 }
 
 func addrsOf(leases []ipam.Lease) (list []netip.Addr) {

@@ -5,6 +5,7 @@ import (
 	"hash/crc32"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -80,26 +81,70 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// frame sends a packet of IPv4 or IPv6 to a hardware address.
+// ipv6 puts a header before a payload (RFC 8200 §3).
+func ipv6(protocol uint8, src, dst netip.Addr, payload []byte) []byte {
+	h := make([]byte, 40, 40+len(payload))
+	h[0], h[6], h[7] = 0x60, protocol, 255
+	be.BigEndian.PutUint16(h[4:], uint16(len(payload)))
+	copy(h[8:], src.AsSlice())
+	copy(h[24:], dst.AsSlice())
+	return append(h, payload...)
+}
+
+// icmpv6 is a packet with a message, checksum included (RFC 4443 §2.3).
+func icmpv6(src, dst netip.Addr, message ...byte) []byte {
+	pseudo := append(append(src.AsSlice(), dst.AsSlice()...), 0, 0, 0, byte(len(message)), 0, 0, 0, unix.IPPROTO_ICMPV6)
+	be.BigEndian.PutUint16(message[2:], 0)
+	be.BigEndian.PutUint16(message[2:], checksum(append(pseudo, message...)))
+	return ipv6(unix.IPPROTO_ICMPV6, src, dst, message)
+}
+
+// ether is an Ethernet frame.
+func ether(to, from net.HardwareAddr, kind uint16, payload []byte) []byte {
+	return append(be.BigEndian.AppendUint16(append(append([]byte{}, to...), from...), kind), payload...)
+}
+
+// frame sends a packet of IPv4 to a hardware address.
 func frame(t *testing.T, from *nstest.NS, dev string, to net.HardwareAddr, packet []byte) {
 	t.Helper()
-	kind := uint16(unix.ETH_P_IP)
-	if packet[0]>>4 == 6 {
-		kind = unix.ETH_P_IPV6
-	}
-	kind = kind<<8 | kind>>8
+	link := deviceOf(t, from, dev)
+	inject(t, from, dev, ether(to, link.HardwareAddr, unix.ETH_P_IP, packet))
+}
+
+func deviceOf(t *testing.T, ns *nstest.NS, dev string) (link *net.Interface) {
+	t.Helper()
+	ns.Run(t, func() (err error) { link, err = net.InterfaceByName(dev); return err })
+	return link
+}
+
+// inject puts a frame on a link as it is.
+func inject(t *testing.T, from *nstest.NS, dev string, frame []byte) {
+	t.Helper()
+	link := deviceOf(t, from, dev)
 	from.Run(t, func() error {
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
-		link, err := net.InterfaceByName(dev)
+		return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: link.Index})
+	})
+}
+
+// sniff opens a socket that sees every frame a link takes in.
+func sniff(t *testing.T, ns *nstest.NS, dev string) *os.File {
+	t.Helper()
+	link := deviceOf(t, ns, dev)
+	var f *os.File
+	ns.Run(t, func() error {
+		all := uint16(unix.ETH_P_ALL)<<8 | uint16(unix.ETH_P_ALL)>>8
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(all))
 		if err != nil {
 			return err
 		}
-		addr := &unix.SockaddrLinklayer{Protocol: kind, Ifindex: link.Index, Halen: uint8(len(to))}
-		copy(addr.Addr[:], to)
-		return unix.Sendto(fd, packet, 0, addr)
+		f = os.NewFile(uintptr(fd), dev)
+		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: link.Index})
 	})
+	t.Cleanup(func() { f.Close() })
+	return f
 }

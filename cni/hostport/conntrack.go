@@ -18,7 +18,7 @@ import (
 func (s *Store) forget(ended, begun []rule) {
 	other := func(r rule) bool { return r.host.Protocol == TCP }
 	ended, begun = slices.DeleteFunc(slices.Clone(ended), other), slices.DeleteFunc(slices.Clone(begun), other)
-	for _, f := range Families {
+	for f := range families {
 		stale := staleFlows{ended: of(f, ended), begun: of(f, begun)}
 		if len(stale.ended)+len(stale.begun) == 0 {
 			continue

@@ -1,9 +1,7 @@
 // Package hostport makes ports of a node lead to pods: nftables tables of its own, `ip braid-hostports`
 // and `ip6 braid-hostports`, whose chains never change and whose maps have one element for each port.
 //
-// Nothing is kept on disk. Every element says in its comment whose it is, by the name of the host end
-// of the pod's interface, so that what one pod has can be taken away exactly, by whoever knows the
-// pod's container id, however it came to be left there.
+// Package tables says how elements are known to be a pod's.
 package hostport
 
 import (
@@ -12,14 +10,15 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/braidnet/braid/cni/tables"
 	"github.com/braidnet/braid/internal/desired"
 )
 
 // TableName is the name of the tables, one for each family.
 const TableName = "braid-hostports"
 
-// Families lists the families that there may be a table of.
-var Families = []desired.NFTFamily{desired.NFTIPv4, desired.NFTIPv6}
+// Tables are the tables.
+var Tables = tables.Group{families[desired.NFTIPv4].table(), families[desired.NFTIPv6].table()}
 
 // Protocol is a transport protocol by its IP number.
 type Protocol uint8
@@ -84,31 +83,6 @@ func (m Mapping) Loopback() bool {
 	return !a.IsValid() || a.Is4() && (a.IsUnspecified() || a.IsLoopback())
 }
 
-// Owner is one interface of one pod.
-type Owner struct {
-	Link string // host end of the interface: follows from container id and interface name
-	Pod  string // namespace/name, for people; may be empty
-}
-
-func (o Owner) String() string {
-	if o.Pod == "" {
-		return "the pod behind " + o.Link
-	}
-	return "pod " + o.Pod
-}
-
-// comment is what elements of the owner carry. The link comes first: it is always whole.
-func (o Owner) comment() string {
-	const most = 127
-	text := strings.TrimSpace(o.Link + " " + o.Pod)
-	return text[:min(len(text), most)]
-}
-
-func ownerOf(comment string) Owner {
-	link, pod, _ := strings.Cut(comment, " ")
-	return Owner{Link: link, Pod: pod}
-}
-
 // rule is one element of a map in a form that can be read: a port, and where it leads.
 type rule struct {
 	family desired.NFTFamily
@@ -121,8 +95,8 @@ type rule struct {
 func rules(mappings []Mapping, pod []netip.Addr) (out []rule, err error) {
 	for _, m := range mappings {
 		n := len(out)
-		for _, f := range Families {
-			if r, ok := families[f].rule(m, pod); ok {
+		for _, t := range Tables {
+			if r, ok := families[t.Family].rule(m, pod); ok {
 				out = append(out, r)
 			}
 		}
@@ -150,8 +124,8 @@ func (f family) rule(m Mapping, pod []netip.Addr) (rule, bool) {
 }
 
 // element is the rule as an element of one of the maps.
-func (r rule) element(owner Owner) desired.NFTElement {
-	e := desired.NFTElement{Set: mapPorts, Comment: owner.comment()}
+func (r rule) element(owner tables.Owner) desired.NFTElement {
+	e := desired.NFTElement{Set: mapPorts, Comment: owner.Comment()}
 	if r.host.Addr.IsValid() {
 		e.Set, e.Key = mapAddresses, string(r.host.Addr.AsSlice())
 	}
@@ -161,9 +135,9 @@ func (r rule) element(owner Owner) desired.NFTElement {
 }
 
 // hairpin lets the pod reach itself by a port of its node.
-func (r rule) hairpin(owner Owner) desired.NFTElement {
+func (r rule) hairpin(owner tables.Owner) desired.NFTElement {
 	a := string(r.pod.Addr().AsSlice())
-	return desired.NFTElement{Set: setHairpins, Key: a + a, Comment: owner.comment()}
+	return desired.NFTElement{Set: setHairpins, Key: a + a, Comment: owner.Comment()}
 }
 
 // parse is the inverse of element; false for elements of another set or shape.

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/braidnet/braid/cni/tables"
 	"github.com/braidnet/braid/internal/desired"
 )
 
@@ -46,7 +47,7 @@ func TestRulesFollowTheFamilies(t *testing.T) {
 // TestElementsAreReadBack: what is in the kernel says what it is for, whatever the names are.
 func TestElementsAreReadBack(t *testing.T) {
 	for range 1000 {
-		f := Families[rand.IntN(2)]
+		f := Tables[rand.IntN(2)].Family
 		bytes := make([]byte, families[f].addr.Bytes*2)
 		for i := range bytes {
 			bytes[i] = byte(rand.IntN(256))
@@ -57,12 +58,12 @@ func TestElementsAreReadBack(t *testing.T) {
 		if rand.IntN(2) == 0 {
 			r.host.Addr = netip.Addr{}
 		}
-		owner := Owner{"brd0123456789a", strings.Repeat("n", rand.IntN(64)) + "/" + strings.Repeat("p", rand.IntN(254))}
+		owner := tables.Owner{Link: "brd0123456789a", Pod: strings.Repeat("n", rand.IntN(64)) + "/" + strings.Repeat("p", rand.IntN(254))}
 		e := r.element(owner)
 		if got, ok := parse(f, e); !ok || got != r {
 			t.Fatalf("%+v became %+v", r, got)
 		}
-		if got := ownerOf(e.Comment); got.Link != owner.Link || !strings.HasPrefix(owner.Pod, got.Pod) || len(e.Comment) > 127 {
+		if got := tables.OwnerOf(e); got.Link != owner.Link || !strings.HasPrefix(owner.Pod, got.Pod) || len(e.Comment) > 127 {
 			t.Fatalf("owner %v became %v", owner, got)
 		}
 	}

@@ -1,12 +1,10 @@
 package hostport
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
-	"fmt"
 	"net/netip"
 	"strings"
 
+	"github.com/braidnet/braid/cni/tables"
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/google/nftables/expr"
 )
@@ -38,7 +36,7 @@ const (
 	loopbackIndex = 1      // LOOPBACK_IFINDEX, in every network namespace
 	ctDNAT        = 1 << 5 // IPS_DST_NAT
 	fibLocal      = 2      // RTN_LOCAL
-	register0     = 8      // NFT_REG32_00; a concatenated key fills registers from here on
+	register0     = 8      // where tables.Key starts
 )
 
 // family holds what differs between IPv4 and IPv6.
@@ -56,8 +54,7 @@ var families = map[desired.NFTFamily]family{
 
 func (f family) has(a netip.Addr) bool { return a.Is4() == (f.nft == desired.NFTIPv4) }
 
-// table is everything but the elements. Its comment ends in a digest of it, so that the table of another
-// version of Braid is recognised.
+// table is everything but the elements.
 func (f family) table() desired.NFTTable {
 	service := []desired.NFTType{desired.NFTInetProto, desired.NFTInetService}
 	pod := []desired.NFTType{f.addr, desired.NFTInetService}
@@ -69,33 +66,32 @@ func (f family) table() desired.NFTTable {
 			{Name: setHairpins, Key: []desired.NFTType{f.addr, f.addr}, Comment: "pods that may reach themselves by a host port"},
 		},
 	}
-	t.Comment = "Braid host ports, layout " + digest(&t)
-	return t
+	return tables.Seal(t, "host ports")
 }
 
 func (f family) chains() []desired.NFTChain {
 	const ports, enter = "host-ports", "new connections to host ports"
-	address, service := f.address(f.daddr), []field{protocol, destinationPort}
-	reach := []desired.NFTRule{line(enter, words{&expr.Verdict{Kind: expr.VerdictJump, Chain: ports}})}
-	fromLoopback := line("the kernel takes no reply to ::1 from a pod: refuse at once, and clients try 127.0.0.1",
-		f.in(f.saddr, f.loopback), verdict(expr.VerdictReturn))
-	source := []desired.NFTRule{line("a pod that reaches itself", key(f.address(f.saddr), address), in(setHairpins), translated(), masquerade())}
+	address, service := f.address(f.daddr), []tables.Field{tables.Protocol, destinationPort}
+	reach := []desired.NFTRule{tables.Rule(enter, tables.Jump(ports))}
+	fromLoopback := tables.Rule("the kernel takes no reply to ::1 from a pod: refuse at once, and clients try 127.0.0.1",
+		f.in(f.saddr, f.loopback), tables.Verdict(expr.VerdictReturn))
+	source := []desired.NFTRule{tables.Rule("a pod that reaches itself", tables.Key(f.address(f.saddr), address), tables.In(setHairpins), translated(), masquerade())}
 	local := append([]desired.NFTRule{fromLoopback}, reach...)
 	if f.nft == desired.NFTIPv4 {
 		local = reach
-		source = append(source, line("from a loopback address of this node", notLoopback(expr.MetaKeyOIF), f.in(f.saddr, f.loopback), translated(), masquerade()))
+		source = append(source, tables.Rule("from a loopback address of this node", notLoopback(expr.MetaKeyOIF), f.in(f.saddr, f.loopback), translated(), masquerade()))
 	}
 	return []desired.NFTChain{
 		{Name: ports, Rules: []desired.NFTRule{
-			line("not an address of this node", destinationType(expr.CmpOpNeq), verdict(expr.VerdictReturn)),
-			line("port of this address", key(append([]field{address}, service...)...), mapped(mapAddresses), f.translate()),
-			line("port of every address", key(service...), mapped(mapPorts), f.translate()),
+			tables.Rule("not an address of this node", notLocal(), tables.Verdict(expr.VerdictReturn)),
+			tables.Rule("port of this address", tables.Key(append([]tables.Field{address}, service...)...), tables.Mapped(mapAddresses), f.translate()),
+			tables.Rule("port of every address", tables.Key(service...), tables.Mapped(mapPorts), f.translate()),
 		}},
 		// A pod is to be reached at 127.0.0.1 from its node, so the kernel must take replies to that address
 		// from the bridge (route_localnet). Nobody may send there of his own (CVE-2020-8558).
 		{Name: "loopback", Hook: &desired.NFTHook{Type: "filter", Hook: hookPrerouting, Priority: beforeConntrack}, Rules: []desired.NFTRule{
-			line("from elsewhere to a loopback address", notLoopback(expr.MetaKeyIIF), f.in(f.daddr, f.loopback), verdict(expr.VerdictDrop)),
-			line("from elsewhere with a loopback address", notLoopback(expr.MetaKeyIIF), f.in(f.saddr, f.loopback), verdict(expr.VerdictDrop)),
+			tables.Rule("from elsewhere to a loopback address", notLoopback(expr.MetaKeyIIF), f.in(f.daddr, f.loopback), tables.Verdict(expr.VerdictDrop)),
+			tables.Rule("from elsewhere with a loopback address", notLoopback(expr.MetaKeyIIF), f.in(f.saddr, f.loopback), tables.Verdict(expr.VerdictDrop)),
 		}},
 		{Name: "prerouting", Hook: &desired.NFTHook{Type: "nat", Hook: hookPrerouting, Priority: afterServices}, Rules: reach},
 		{Name: "output", Hook: &desired.NFTHook{Type: "nat", Hook: hookOutput, Priority: afterServices}, Rules: local},
@@ -103,139 +99,45 @@ func (f family) chains() []desired.NFTChain {
 	}
 }
 
-// words are a part of a rule.
-type words []expr.Any
-
-func line(comment string, parts ...words) desired.NFTRule {
-	r := desired.NFTRule{Comment: comment}
-	for _, p := range parts {
-		r.Exprs = append(r.Exprs, p...)
-	}
-	return r
+func (f family) address(offset uint32) tables.Field {
+	return tables.Payload(expr.PayloadBaseNetworkHeader, offset, uint32(f.addr.Bytes))
 }
 
-// field loads something into registers and says how many bytes it has.
-type field func(reg uint32) (expr.Any, uint32)
-
-// key loads fields side by side into registers from the first on.
-func key(fields ...field) (w words) {
-	reg := uint32(register0)
-	for _, f := range fields {
-		e, bytes := f(reg)
-		w = append(w, e)
-		reg += (bytes + 3) / 4
-	}
-	return w
-}
-
-func (f family) address(offset uint32) field {
-	return func(reg uint32) (expr.Any, uint32) {
-		n := uint32(f.addr.Bytes)
-		return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: n}, n
-	}
-}
-
-func protocol(reg uint32) (expr.Any, uint32) {
-	return &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}, 1
-}
-
-func destinationPort(reg uint32) (expr.Any, uint32) {
-	return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}, 2
-}
-
-func mapped(set string) words {
-	return words{&expr.Lookup{SourceRegister: register0, DestRegister: register0, IsDestRegSet: true, SetName: set}}
-}
-
-func in(set string) words { return words{&expr.Lookup{SourceRegister: register0, SetName: set}} }
-
-func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
-
-func compare(op expr.CmpOp, value []byte) words {
-	return words{&expr.Cmp{Op: op, Register: register0, Data: value}}
-}
-
-func masked(mask []byte) words {
-	return words{&expr.Bitwise{SourceRegister: register0, DestRegister: register0, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask))}}
-}
+var destinationPort = tables.Payload(expr.PayloadBaseTransportHeader, 2, 2)
 
 // in matches packets whose address at an offset is of a prefix, which ends at a byte.
-func (f family) in(offset uint32, p netip.Prefix) words {
-	w := key(f.address(offset))
+func (f family) in(offset uint32, p netip.Prefix) tables.Words {
+	w := tables.Key(f.address(offset))
 	if p.Bits() < p.Addr().BitLen() {
-		w = append(w, masked(append([]byte(strings.Repeat("\xff", p.Bits()/8)), make([]byte, (p.Addr().BitLen()-p.Bits())/8)...))...)
+		mask := make([]byte, p.Addr().BitLen()/8)
+		copy(mask, strings.Repeat("\xff", p.Bits()/8))
+		w = append(w, tables.Mask(mask...)...)
 	}
-	return append(w, compare(expr.CmpOpEq, p.Addr().AsSlice())...)
+	return append(w, tables.Compare(expr.CmpOpEq, p.Addr().AsSlice()...)...)
 }
 
 // notLoopback matches packets that come in or go out by another link than loopback.
-func notLoopback(side expr.MetaKey) words {
-	return append(words{&expr.Meta{Key: side, Register: register0}}, compare(expr.CmpOpNeq, native(loopbackIndex))...)
+func notLoopback(side expr.MetaKey) tables.Words {
+	return append(tables.Key(tables.Meta(side, 4)), tables.Compare(expr.CmpOpNeq, tables.Native(loopbackIndex)...)...)
 }
 
-// destinationType compares what the destination is to this node with "an address of its own".
-func destinationType(op expr.CmpOp) words {
-	return append(words{&expr.Fib{Register: register0, FlagDADDR: true, ResultADDRTYPE: true}}, compare(op, native(fibLocal))...)
+// notLocal matches packets to others than this node.
+func notLocal() tables.Words {
+	kind := tables.Words{&expr.Fib{Register: register0, FlagDADDR: true, ResultADDRTYPE: true}}
+	return append(kind, tables.Compare(expr.CmpOpNeq, tables.Native(fibLocal)...)...)
 }
 
 // translated matches connections whose destination has been replaced.
-func translated() words {
-	w := append(words{&expr.Ct{Key: expr.CtKeySTATUS, Register: register0}}, masked(native(ctDNAT))...)
-	return append(w, compare(expr.CmpOpNeq, native(0))...)
+func translated() tables.Words {
+	w := append(tables.Words{&expr.Ct{Key: expr.CtKeySTATUS, Register: register0}}, tables.Mask(tables.Native(ctDNAT)...)...)
+	return append(w, tables.Compare(expr.CmpOpNeq, tables.Native(0)...)...)
 }
 
-func verdict(kind expr.VerdictKind) words { return words{&expr.Verdict{Kind: kind}} }
-
-func (f family) translate() words {
-	return words{&expr.NAT{
+func (f family) translate() tables.Words {
+	return tables.Words{&expr.NAT{
 		Type: expr.NATTypeDestNAT, Family: uint32(f.nft), RegAddrMin: register0,
 		RegProtoMin: register0 + uint32(f.addr.Bytes)/4, Specified: true,
 	}}
 }
 
-func masquerade() words { return words{&expr.Masq{FullyRandom: true}} }
-
-func digest(t *desired.NFTTable) string {
-	h := sha256.New()
-	fmt.Fprintf(h, "%v %+v\n", t.Family, t.Sets)
-	for _, c := range t.Chains {
-		fmt.Fprintf(h, "chain %s %+v\n", c.Name, c.Hook)
-		for _, r := range c.Rules {
-			for _, e := range r.Exprs {
-				fmt.Fprintf(h, "%T%+v ", e, e)
-			}
-			fmt.Fprintf(h, "# %s\n", r.Comment)
-		}
-	}
-	return fmt.Sprintf("%x", h.Sum(nil)[:8])
-}
-
-// damage says how the table in the kernel differs from the one we would make; empty when it does not. The
-// comments of rules stand for the rules: the kernel gives expressions back in another form.
-func damage(t *desired.NFTTable, have *desired.NFTContents) string {
-	switch {
-	case have == nil:
-		return "it is missing"
-	case have.Comment != t.Comment:
-		return "its layout is not that of this version"
-	}
-	for _, s := range t.Sets {
-		if !have.Sets[s.Name] {
-			return "it has no set " + s.Name
-		}
-	}
-	for _, c := range t.Chains {
-		got, ok := have.Rules[c.Name]
-		if !ok {
-			return "it has no chain " + c.Name
-		}
-		same := len(got) == len(c.Rules)
-		for i := 0; same && i < len(got); i++ {
-			same = got[i] == c.Rules[i].Comment
-		}
-		if !same {
-			return "the rules of its chain " + c.Name + " were changed"
-		}
-	}
-	return ""
-}
+func masquerade() tables.Words { return tables.Words{&expr.Masq{FullyRandom: true}} }

@@ -11,17 +11,20 @@ type NFTFamily uint8
 
 // Families of nftables tables.
 const (
-	NFTIPv4 NFTFamily = 2
-	NFTIPv6 NFTFamily = 10
+	NFTIPv4   NFTFamily = 2
+	NFTBridge NFTFamily = 7
+	NFTIPv6   NFTFamily = 10
 )
 
-// String prints the word `nft` uses: "ip" or "ip6".
+// String prints the word `nft` uses: "ip", "ip6" or "bridge".
 func (f NFTFamily) String() string {
 	switch f {
 	case NFTIPv4:
 		return "ip"
 	case NFTIPv6:
 		return "ip6"
+	case NFTBridge:
+		return "bridge"
 	}
 	return fmt.Sprintf("family %d", uint8(f))
 }
@@ -69,9 +72,11 @@ var (
 	NFTVerdict     = NFTType{"verdict", 1, 0}
 	NFTIPv4Addr    = NFTType{"ipv4_addr", 7, 4}
 	NFTIPv6Addr    = NFTType{"ipv6_addr", 8, 16}
+	NFTEtherAddr   = NFTType{"ether_addr", 9, 6}
 	NFTInetProto   = NFTType{"inet_proto", 12, 1}
 	NFTInetService = NFTType{"inet_service", 13, 2}
-	NFTMark        = NFTType{"mark", 19, 4} // a number in the machine's byte order
+	NFTMark        = NFTType{"mark", 19, 4}    // a number in the machine's byte order
+	NFTIfName      = NFTType{"ifname", 41, 16} // padded with zeros
 )
 
 // NFTSet is a set, or a map when it has a Value type. Several Key types make a concatenation.

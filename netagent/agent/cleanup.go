@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/braidnet/braid/cni/antispoof"
 	"github.com/braidnet/braid/cni/hostport"
+	"github.com/braidnet/braid/cni/tables"
 )
 
 // Cleanup removes everything that agent and CNI plugin ever made on this node, and nothing else. It
@@ -41,10 +43,11 @@ func Cleanup(ctx context.Context, c Config) (removed []string, err error) {
 	}
 	links, err := cleanupLinks(c)
 	removed, errs = append(removed, links...), append(errs, err)
-	if err == nil { // as long as the pods' bridge is there, these tables guard the loopback addresses
-		var ports []string
-		ports, err = hostport.Destroy()
-		removed, errs = append(removed, ports...), append(errs, err)
+	if err == nil { // as long as the pods' bridge is there, these tables guard the node
+		for _, g := range []tables.Group{hostport.Tables, antispoof.Tables} {
+			gone, err := g.Destroy()
+			removed, errs = append(removed, gone...), append(errs, err)
+		}
 	}
 	return removed, errors.Join(errs...)
 }

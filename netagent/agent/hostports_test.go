@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/braidnet/braid/cni/hostport"
+	"github.com/braidnet/braid/cni/tables"
 )
 
 // TestHostPortsBesideServices: host ports work in every service mode, in whichever order the rules of
@@ -53,7 +54,7 @@ func (l *dpLab) addHostPorts(t *testing.T) {
 	}
 	store := hostport.Store{Log: slog.New(slog.DiscardHandler)}
 	l.must(t, "host ports", func() error {
-		return store.Add(hostport.Owner{Link: "brd00000000001", Pod: "default/pod1"}, mappings, pod)
+		return store.Add(tables.Owner{Link: "brd00000000001", Pod: "default/pod1"}, mappings, pod)
 	})
 }
 

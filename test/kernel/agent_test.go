@@ -179,9 +179,10 @@ func TestAgentLeavesTheKernelAndCleanupTakesOnlyOurs(t *testing.T) {
 				}
 			}
 			end(t, cmd, syscall.SIGKILL)
-			n.Exec(t, "nft", "add", "table", "ip6", "braid-hostports") // as the CNI plugin makes it
+			n.Exec(t, "nft", "add", "table", "ip6", "braid-hostports") // as the CNI plugin makes them
+			n.Exec(t, "nft", "add", "table", "bridge", "braid-antispoof")
 			out := n.Exec(t, binary(t), append([]string{"cleanup", "--yes"}, n.dirs()...)...)
-			for _, want := range []string{"10-braid.conflist", "/run/ready", "braid.vx4", "braid.vx6", "nftables table ip6 braid-hostports"} {
+			for _, want := range []string{"10-braid.conflist", "/run/ready", "braid.vx4", "braid.vx6", "nftables table ip6 braid-hostports", "nftables table bridge braid-antispoof"} {
 				if !strings.Contains(out, want) {
 					t.Errorf("cleanup does not say that it removed %s:\n%s", want, out)
 				}

@@ -91,6 +91,7 @@ func podSysctls(p Pod) error {
 			// Runtimes make sandboxes with IPv6 off until a plugin brings it.
 			sysctlValue{"net/ipv6/conf/lo/disable_ipv6", "0"},
 			sysctlValue{conf + "/disable_ipv6", "0"},
+			sysctlValue{conf + "/addr_gen_mode", "0"}, // a link-local address that follows from the MAC
 			sysctlValue{conf + "/accept_dad", "0"},
 			sysctlValue{conf + "/accept_ra", "0"},
 			sysctlValue{conf + "/accept_redirects", "0"})

@@ -24,6 +24,15 @@ func HostVethName(containerID, ifname string) string {
 	return "brd" + hex.EncodeToString(sum[:])[:11]
 }
 
+// PodMAC is the hardware address of a pod interface, from the same as HostVethName: unicast and locally
+// administered, and another one for each container.
+func PodMAC(containerID, ifname string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte(containerID + "/" + ifname))
+	mac := net.HardwareAddr(sum[26:])
+	mac[0] = mac[0]&^1 | 2
+	return mac
+}
+
 // Handle is a netlink socket in one namespace.
 type Handle = netlink.Handle
 
@@ -45,6 +54,7 @@ func OpenAt(fd int) (*netlink.Handle, error) {
 type Veth struct {
 	Host   string // name of the end on the bridge
 	Pod    string // name of the end in the pod
+	PodMAC net.HardwareAddr
 	PodNS  int    // descriptor of the pod's namespace
 	Bridge int    // index of the bridge
 	MTU    int    // of both ends, bytes; 0 leaves it to the kernel
@@ -56,7 +66,7 @@ type Veth struct {
 func AddVeth(h *netlink.Handle, v Veth) (host Ref, err error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = v.Host, v.MTU, v.Bridge
-	add := &netlink.Veth{LinkAttrs: attrs, PeerName: v.Pod, PeerNamespace: netlink.NsFd(v.PodNS)}
+	add := &netlink.Veth{LinkAttrs: attrs, PeerName: v.Pod, PeerHardwareAddr: v.PodMAC, PeerNamespace: netlink.NsFd(v.PodNS)}
 	if err := h.LinkAdd(add); err != nil {
 		if errors.Is(err, unix.EEXIST) {
 			return Ref{}, fmt.Errorf("make veth pair: host end %s or pod end %s exists already, left by an ADD that was cut short: call DEL before ADD: %w",

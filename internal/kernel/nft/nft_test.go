@@ -135,7 +135,9 @@ func TestTableIsReadAsWritten(t *testing.T) {
 func TestApplyAtHoldsTheRuleset(t *testing.T) {
 	c, ns := open(t)
 	mustApply(t, c, addTable(testTable()))
-	add := func(v int) []desired.NFTOp { return []desired.NFTOp{addElement(desired.NFTElement{Set: "numbers", Key: num(v)})} }
+	add := func(v int) []desired.NFTOp {
+		return []desired.NFTOp{addElement(desired.NFTElement{Set: "numbers", Key: num(v)})}
+	}
 	generation := func() uint32 {
 		g, err := c.Generation()
 		if err != nil {

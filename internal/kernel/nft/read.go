@@ -71,6 +71,15 @@ func (c *Conn) Exists(family desired.NFTFamily, table string) (bool, error) {
 	return true, nil
 }
 
+// Comment reads the comment of a table; an error for which errors.Is(err, unix.ENOENT) holds when there is none.
+func (c *Conn) Comment(family desired.NFTFamily, table string) (string, error) {
+	words, err := c.head(family, table)
+	if err != nil {
+		return "", fmt.Errorf("look for table %s %s: %w", family, table, err)
+	}
+	return words, nil
+}
+
 // head reads a table's comment.
 func (c *Conn) head(family desired.NFTFamily, table string) (words string, err error) {
 	err = c.query(unix.NFT_MSG_GETTABLE, unix.NLM_F_ACK, family, []string{unix.NFTA_TABLE_NAME: table}, func(a fields) {

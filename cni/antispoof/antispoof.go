@@ -1,0 +1,205 @@
+// Package antispoof keeps pods from sending what is not theirs to send: packets, ARP and neighbour
+// advertisements with somebody else's addresses, router advertisements (CVE-2020-10749) and redirects.
+//
+// It does so where the bridge takes a packet in, before it learns anything from it: nftables table
+// `bridge braid-antispoof`, whose chains never change and whose sets have the addresses of each pod.
+// Only links in the set of guarded links are looked at, so pods that were there before are let be.
+package antispoof
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/braidnet/braid/cni/tables"
+	"github.com/braidnet/braid/internal/desired"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// TableName is the name of the table.
+const TableName = "braid-antispoof"
+
+const (
+	setLinks    = "guarded"
+	setSources4 = "ipv4-sources"
+	setSources6 = "ipv6-sources"
+)
+
+// Tables is the table.
+var Tables = tables.Group{table()}
+
+// Numbers of protocols and messages.
+const (
+	icmpRedirect       = 5   // RFC 792
+	routerAdvert       = 134 // RFC 4861 §4.2
+	neighborAdvert     = 136 // §4.4
+	redirect6          = 137 // §4.5
+	hookPrerouting     = 0   // NF_BR_PRE_ROUTING
+	beforeEverybody    = -300
+	etherSource        = 6 // offset in the Ethernet header
+	source4, source6   = 12, 8
+	arpSender, arpHost = 14, 8 // offsets of sender protocol and hardware address (RFC 826, for Ethernet and IPv4)
+	advertTarget       = 8     // offset in the ICMPv6 message
+)
+
+func table() desired.NFTTable {
+	link := tables.Meta(expr.MetaKeyIIFNAME, 16)
+	mac := tables.Payload(expr.PayloadBaseLLHeader, etherSource, 6)
+	network := func(offset, bytes uint32) tables.Field {
+		return tables.Payload(expr.PayloadBaseNetworkHeader, offset, bytes)
+	}
+	is := func(ethertype uint16) tables.Words {
+		return tables.Is(tables.Meta(expr.MetaKeyPROTOCOL, 2), byte(ethertype>>8), byte(ethertype))
+	}
+	icmp := func(protocol, kind byte) tables.Words {
+		return append(tables.Is(tables.Protocol, protocol), tables.Is(tables.Payload(expr.PayloadBaseTransportHeader, 0, 1), kind)...)
+	}
+	accept, drop := tables.Verdict(expr.VerdictAccept), tables.Verdict(expr.VerdictDrop)
+	target := tables.Payload(expr.PayloadBaseTransportHeader, advertTarget, 16)
+	return tables.Seal(desired.NFTTable{
+		Family: desired.NFTBridge, Name: TableName,
+		Sets: []desired.NFTSet{
+			{Name: setLinks, Key: []desired.NFTType{desired.NFTIfName}, Comment: "host ends of pods' interfaces"},
+			{Name: setSources4, Key: []desired.NFTType{desired.NFTIfName, desired.NFTEtherAddr, desired.NFTIPv4Addr}, Comment: "what each may send from"},
+			{Name: setSources6, Key: []desired.NFTType{desired.NFTIfName, desired.NFTEtherAddr, desired.NFTIPv6Addr}, Comment: "what each may send from"},
+		},
+		Chains: []desired.NFTChain{
+			{Name: "prerouting", Hook: &desired.NFTHook{Type: "filter", Hook: hookPrerouting, Priority: beforeEverybody}, Rules: []desired.NFTRule{
+				tables.Rule("packets of pods", tables.Key(link), tables.In(setLinks), tables.Goto("from-pod")),
+			}},
+			{Name: "from-pod", Rules: []desired.NFTRule{
+				tables.Rule("a pod is no router", is(unix.ETH_P_IP), icmp(unix.IPPROTO_ICMP, icmpRedirect), drop),
+				tables.Rule("from an address of the pod", is(unix.ETH_P_IP), tables.Key(link, mac, network(source4, 4)), tables.In(setSources4), accept),
+				tables.Rule("", is(unix.ETH_P_IPV6), tables.Is(tables.Protocol, unix.IPPROTO_ICMPV6), tables.Jump("icmpv6")),
+				tables.Rule("from an address of the pod", is(unix.ETH_P_IPV6), tables.Key(link, mac, network(source6, 16)), tables.In(setSources6), accept),
+				tables.Rule("ARP for an address of the pod", is(unix.ETH_P_ARP),
+					tables.Key(link, mac, network(arpSender, 4)), tables.In(setSources4),
+					tables.Key(link, network(arpHost, 6), network(arpSender, 4)), tables.In(setSources4), accept),
+				tables.Rule("all else is not for a pod to send", drop),
+			}},
+			{Name: "icmpv6", Rules: []desired.NFTRule{
+				tables.Rule("a pod is no router", icmp(unix.IPPROTO_ICMPV6, routerAdvert), drop),
+				tables.Rule("a pod is no router", icmp(unix.IPPROTO_ICMPV6, redirect6), drop),
+				tables.Rule("a pod advertises only its own addresses", icmp(unix.IPPROTO_ICMPV6, neighborAdvert), tables.Key(link, mac, target), tables.NotIn(setSources6), drop),
+			}},
+		},
+	}, "anti-spoofing")
+}
+
+// Pod is what one interface of a pod may send from.
+type Pod struct {
+	Owner tables.Owner
+	MAC   net.HardwareAddr // of the pod's end, six bytes
+	Addrs []netip.Addr
+}
+
+// elements lists the pod's elements. Besides its addresses it has the link-local one that follows from the
+// MAC (RFC 4291, appendix A), and in IPv6 no address at all, as hosts have that are about to take one.
+func (p Pod) elements() (out []desired.NFTElement) {
+	link := string(append([]byte(p.Owner.Link), make([]byte, 16-len(p.Owner.Link))...))
+	add := func(set, key string) {
+		out = append(out, desired.NFTElement{Set: set, Key: link + key, Comment: p.Owner.Comment()})
+	}
+	add(setLinks, "")
+	mac := string(p.MAC) + "\x00\x00"
+	six := false
+	for _, a := range p.Addrs {
+		if a.Is4() {
+			add(setSources4, mac+string(a.AsSlice()))
+			continue
+		}
+		six = true
+		add(setSources6, mac+string(a.AsSlice()))
+	}
+	if six {
+		add(setSources6, mac+string(LinkLocal(p.MAC).AsSlice()))
+		add(setSources6, mac+string(netip.IPv6Unspecified().AsSlice()))
+	}
+	return out
+}
+
+// LinkLocal is the address that an interface with this MAC gives itself: its modified EUI-64.
+func LinkLocal(mac net.HardwareAddr) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
+}
+
+// ErrNone says that the kernel has no nftables for bridges.
+var ErrNone = errors.New("the kernel has no nftables for bridges (module nft_meta_bridge and its like)")
+
+// Guard lets the pod's interface send from its addresses only.
+func Guard(p Pod) error {
+	want := p.elements()
+	conn, err := tables.Open()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	// Names of links are in the keys, so pods cannot get in each other's way, and need not wait for each other.
+	t := &Tables[0]
+	if comment, err := conn.Comment(t.Family, t.Name); err == nil && comment == t.Comment {
+		if err := conn.Apply((tables.Contents{t.Family: {}}).Change(t, want, false)); err == nil {
+			return nil
+		}
+	}
+	err = Tables.Edit(func(have tables.Contents) ([]desired.NFTOp, error) {
+		var others []desired.NFTElement
+		if c := have[t.Family]; c != nil {
+			_, others = tables.Of(p.Owner.Link, c.Elements)
+		}
+		return have.Change(t, append(others, want...), true), nil
+	})
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.ENOENT) || errors.Is(err, tables.ErrNone) {
+		return fmt.Errorf("%w: %w", ErrNone, err)
+	}
+	return err
+}
+
+// Remove forgets a link, which must be gone by then, since nobody guards it any more. It says how many
+// elements that were.
+func Remove(link string) (removed int, err error) {
+	conn, err := tables.Open()
+	if errors.Is(err, tables.ErrNone) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	t := &Tables[0]
+	for {
+		have, err := Tables.Read(conn)
+		if err != nil || have[t.Family] == nil {
+			return 0, err
+		}
+		its, others := tables.Of(link, have[t.Family].Elements)
+		err = conn.Apply(have.Change(t, others, false))
+		if !errors.Is(err, unix.ENOENT) { // else somebody else removed them meanwhile
+			return len(its), err
+		}
+	}
+}
+
+// Missing says what is not in the kernel of what Guard put there.
+func Missing(p Pod) (missing []string, err error) {
+	conn, err := tables.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	have, err := Tables.Read(conn)
+	if err != nil {
+		return nil, err
+	}
+	t := &Tables[0]
+	if text := tables.Damage(t, have[t.Family]); text != "" {
+		return []string{fmt.Sprintf("nftables table %s %s: %s", t.Family, t.Name, text)}, nil
+	}
+	for _, e := range p.elements() {
+		if !have.Holds(t.Family, e) {
+			missing = append(missing, fmt.Sprintf("set %s of nftables table %s %s lacks what %s may send from", e.Set, t.Family, t.Name, p.Owner.Link))
+		}
+	}
+	return missing, nil
+}
