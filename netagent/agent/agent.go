@@ -199,7 +199,7 @@ func (a *Agent) onChange(rev uint64, changes []model.Change) {
 	defer a.told.Store(rev)
 	if a.services != nil {
 		a.services.planner.Apply(rev, changes)
-		a.ledger.note(changes)
+		a.ledger.note(rev, changes)
 		if a.services.planner.Dirty() {
 			a.proxy.asked(time.Now())
 			a.byName["services"].Kick()

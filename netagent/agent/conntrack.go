@@ -63,7 +63,7 @@ func newFlowKeeper(p *service.Planner, c Config, m *proxyMetrics) (*flowKeeper, 
 
 // inForce says that the kernel has the state of these Services that the planner had at its last Flush.
 // Until it returns there must be no other Flush.
-func (k *flowKeeper) inForce(services map[model.Key]struct{}) {
+func (k *flowKeeper) inForce(services map[model.Key]uint64) {
 	k.mu.Lock()
 	for svc := range services {
 		k.compare(svc)
@@ -82,7 +82,10 @@ func (k *flowKeeper) compare(svc model.Key) {
 	for _, f := range slices.Concat(k.owned[svc], now) {
 		was, had := k.known[f]
 		keep, have := k.planner.Serving(f) // of whoever has the address now: it may be another Service
-		lost := slices.ContainsFunc(was, func(a netip.AddrPort) bool { return !slices.Contains(keep, a) })
+		lost := slices.ContainsFunc(was, func(a netip.AddrPort) bool {
+			_, kept := slices.BinarySearchFunc(keep, a, netip.AddrPort.Compare)
+			return !kept
+		})
 		first := len(was) == 0 && len(keep) > 0
 		if lost || first || had && !have || have && !k.began {
 			k.stale[f] = keepers{!have, keep}

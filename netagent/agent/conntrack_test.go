@@ -48,7 +48,7 @@ func (l *flowLab) start(t *testing.T) {
 	})
 	s := l.services
 	t.Cleanup(s.close)
-	l.store.Subscribe(func(rev uint64, changes []model.Change) { s.planner.Apply(rev, changes); s.ledger.note(changes) })
+	l.store.Subscribe(func(rev uint64, changes []model.Change) { s.planner.Apply(rev, changes); s.ledger.note(rev, changes) })
 	l.sync(t)
 }
 
@@ -279,7 +279,14 @@ func TestFlowsOfTheTimeWithoutAgentEnd(t *testing.T) {
 		if n := l.tracked(t, model.UDP, to); n != 0 {
 			t.Errorf("%d flows to %s, whose service went while no agent ran", n, to)
 		}
+		for _, send := range l.clients(&dpFamilies[i]) {
+			_, _ = send(silence / 10)
+		}
 	}
+	l.services.close()
+	l.store.Apply(append(l.backends(nil), l.service(nil)))
+	l.start(t)
+	l.wantRefused(t) // what was sent before there was a service has no translation to end
 }
 
 // TestTableIsReadOnlyWhenSomethingLeft: reading a large table costs, and most events need none of it.

@@ -59,9 +59,12 @@ func (a *Agent) serve(ctx context.Context, l net.Listener, h http.Handler) {
 // adminHandler is what the unix socket answers.
 func (a *Agent) adminHandler() http.Handler {
 	m := http.NewServeMux()
-	m.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+	m.HandleFunc("GET /status", func(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		r := a.fullReport()
+		if a.services != nil && req.FormValue("services") == "all" {
+			r.Services = a.ledger.programmed()
+		}
 		_ = r.JSON(w)
 	})
 	return m

@@ -1,12 +1,12 @@
 package agent
 
 import (
-	"maps"
 	"sync"
 	"time"
 
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/service"
+	"github.com/braidnet/braid/netagent/status"
 )
 
 // ledger is what the cluster changed about services and the kernel does not have yet. The store's
@@ -18,6 +18,7 @@ type ledger struct {
 	open     batch
 	services changeCount
 	slices   changeCount
+	revs     map[model.Key]status.Service // of the Services that there are
 }
 
 // changeCount counts changes of a kind.
@@ -25,48 +26,58 @@ type changeCount struct{ seen, settled uint64 }
 
 // batch is a part of the ledger.
 type batch struct {
-	services map[model.Key]struct{}                       // what they mean may differ
+	services map[model.Key]uint64                         // whose meaning may differ, by the newest revision that changed it
 	triggers map[model.Key]map[service.Family][]time.Time // when pods or services changed that slices followed, by Service
 	seen     struct{ services, slices uint64 }            // counts when it was taken
 }
 
-func newLedger() *ledger { return &ledger{began: time.Now(), open: newBatch()} }
+func newLedger() *ledger {
+	return &ledger{began: time.Now(), open: newBatch(), revs: map[model.Key]status.Service{}}
+}
 
 func newBatch() batch {
-	return batch{services: map[model.Key]struct{}{}, triggers: map[model.Key]map[service.Family][]time.Time{}}
+	return batch{services: map[model.Key]uint64{}, triggers: map[model.Key]map[service.Family][]time.Time{}}
 }
 
 // note takes in changes of the store. The planner has to know of them already.
-func (l *ledger) note(changes []model.Change) {
+func (l *ledger) note(rev uint64, changes []model.Change) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, c := range changes {
 		switch c.Kind {
 		case model.KindService:
 			l.services.seen++
-			l.open.services[c.Key] = struct{}{}
+			l.open.services[c.Key] = rev
+			if c.New == nil {
+				delete(l.revs, c.Key)
+			} else {
+				l.revs[c.Key] = status.Service{Programmed: l.revs[c.Key].Programmed, Pending: true}
+			}
 		case model.KindEndpointSlice:
 			l.slices.seen++
 			old, _ := c.Old.(*model.EndpointSlice)
 			now, _ := c.New.(*model.EndpointSlice)
-			l.noteSlice(old, now)
+			l.noteSlice(rev, old, now)
 		}
 	}
 }
 
-func (l *ledger) noteSlice(old, now *model.EndpointSlice) {
-	if old != nil && old.Service.Name != "" {
-		l.open.services[old.Service] = struct{}{}
+func (l *ledger) noteSlice(rev uint64, old, now *model.EndpointSlice) {
+	for _, s := range []*model.EndpointSlice{old, now} {
+		if s == nil || s.Service.Name == "" {
+			continue
+		}
+		l.open.services[s.Service] = rev
+		if at, known := l.revs[s.Service]; known {
+			at.Pending = true
+			l.revs[s.Service] = at
+		}
 	}
 	if now == nil {
 		delete(l.open.triggers, old.Service) // as kube-proxy: the time says nothing about a deletion
 		return
 	}
-	if now.Service.Name == "" {
-		return
-	}
-	l.open.services[now.Service] = struct{}{}
-	if !now.LastChange.After(l.began) {
+	if now.Service.Name == "" || !now.LastChange.After(l.began) {
 		return
 	}
 	family := service.IPv4
@@ -97,7 +108,9 @@ func (l *ledger) take() batch {
 func (l *ledger) putBack(b batch) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	maps.Copy(l.open.services, b.services)
+	for svc, rev := range b.services {
+		l.open.services[svc] = max(rev, l.open.services[svc])
+	}
 	for svc, families := range b.triggers {
 		for f, times := range families {
 			l.open.trigger(svc, f, times...)
@@ -110,6 +123,24 @@ func (l *ledger) settle(b batch) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.services.settled, l.slices.settled = b.seen.services, b.seen.slices
+	for svc, rev := range b.services {
+		if at, known := l.revs[svc]; known {
+			_, again := l.open.services[svc]
+			at.Programmed, at.Pending = rev, again
+			l.revs[svc] = at
+		}
+	}
+}
+
+// programmed returns what is in force of each Service, by "namespace/name".
+func (l *ledger) programmed() map[string]status.Service {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make(map[string]status.Service, len(l.revs))
+	for svc, at := range l.revs {
+		out[svc.String()] = at
+	}
+	return out
 }
 
 // counts returns how many changes of Services and EndpointSlices there were.

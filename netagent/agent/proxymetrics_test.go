@@ -94,7 +94,7 @@ func newMetricsLab(t *testing.T) *metricsLab {
 	m.register(l.reg, "nftables")
 	l.store.Subscribe(func(rev uint64, changes []model.Change) {
 		p.Apply(rev, changes)
-		led.note(changes)
+		led.note(rev, changes)
 		m.asked(time.Now())
 	})
 	return l

@@ -16,13 +16,18 @@ func newStatus() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "say what the agent on this node has programmed, at which revision, and what failed last",
-		Long:  "Asks the running agent. Exit code 0: everything known is in the kernel; 1: it is not, or no agent answers.",
-		Args:  noArgs,
+		Long: `Asks the running agent. Exit code 0: everything known is in the kernel; 1: it is not, or no agent answers.
+The JSON form also says for each Service which revision of it is programmed.`,
+		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if output != "text" && output != "json" {
 				return errUsage{fmt.Errorf("output: unknown form %q: use text or json", output)}
 			}
-			r, err := status.Fetch(c.Context(), filepath.Join(runDir, "netagent.sock"))
+			fetch := status.Fetch
+			if output == "json" {
+				fetch = status.FetchAll
+			}
+			r, err := fetch(c.Context(), filepath.Join(runDir, "netagent.sock"))
 			if err != nil {
 				return err
 			}

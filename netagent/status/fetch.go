@@ -13,14 +13,21 @@ import (
 )
 
 // Fetch asks the agent behind a unix socket for its report. The error says what to do when none answers.
-func Fetch(ctx context.Context, socket string) (*Report, error) {
+func Fetch(ctx context.Context, socket string) (*Report, error) { return fetch(ctx, socket, "/status") }
+
+// FetchAll is Fetch with what is in force of each Service.
+func FetchAll(ctx context.Context, socket string) (*Report, error) {
+	return fetch(ctx, socket, "/status?services=all")
+}
+
+func fetch(ctx context.Context, socket, path string) (*Report, error) {
 	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		},
 	}}
 	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://netagent/status", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://netagent"+path, nil)
 	if err != nil {
 		return nil, err
 	}

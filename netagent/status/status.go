@@ -27,6 +27,13 @@ type Report struct {
 	Subsystems []reconcile.Status `json:"subsystems"`
 	Problems   []Problem          `json:"problems,omitempty"` // what the source could not read
 	Policies   int                `json:"policiesNotEnforced"`
+	Services   map[string]Service `json:"services,omitempty"` // by namespace/name; only where it is asked for, see FetchAll
+}
+
+// Service says what is in force of one Service.
+type Service struct {
+	Programmed uint64 `json:"programmed"`        // revision of the newest change of the Service or its endpoints that the kernel has; 0: none yet
+	Pending    bool   `json:"pending,omitempty"` // there is a newer one
 }
 
 // Problem is something in the source that could not be used; its last good version stays in force.
