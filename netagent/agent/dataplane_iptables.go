@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/braidnet/braid/internal/kernel/ipt"
+	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/braidnet/braid/netagent/service"
 	"github.com/braidnet/braid/netagent/service/iptables"
 )
@@ -22,9 +23,13 @@ type iptablesPlane struct {
 
 type iptablesFamily struct {
 	name     string // "IPv4" or "IPv6", for texts
+	ipv6     bool
 	tool     *ipt.Tool
 	renderer *iptables.Renderer
-	known    bool // the renderer knows what is in the kernel; false before the first Replace and after an error
+	known    bool                     // the renderer knows what is in the kernel; false before the first Replace and after an error
+	restore  func(input string) error // the tool's
+	tried    time.Time                // when closed frontends were last tried again
+	told     map[service.Key]bool     // closed frontends that the log has
 }
 
 // traces are how to see which variant of iptables a node's programs use: the kubelet makes the first chain for
@@ -56,9 +61,16 @@ func newIPTablesVariant(log *slog.Logger, v ipt.Variant, why string) (service.Da
 		if err != nil {
 			return nil, hintIPTables(v, fmt.Errorf("service mode iptables, variant %s (%s), %s: %w", v, why, name, err))
 		}
-		p.families = append(p.families, &iptablesFamily{name: name, tool: tool, renderer: iptables.New(ipv6)})
+		p.families = append(p.families, &iptablesFamily{name: name, ipv6: ipv6, tool: tool, renderer: iptables.New(ipv6, tcpLiberal()), restore: tool.Restore})
 	}
 	return p, nil
+}
+
+// tcpLiberal reports whether connection tracking in this network namespace is told to take TCP segments
+// outside of the window for valid ones: then what it calls invalid is of another kind.
+func tcpLiberal() bool {
+	v, err := sysctl.Get("net/netfilter/nf_conntrack_tcp_be_liberal")
+	return err == nil && v == "1"
 }
 
 func familyName(ipv6 bool) string {
@@ -72,27 +84,44 @@ func familyName(ipv6 bool) string {
 func (p *iptablesPlane) Name() string { return "iptables" }
 
 // Replace implements service.Dataplane. It reads each family's rules once and writes the difference.
+// A frontend whose rules the tools refuse is closed and named by a leftOutError.
 func (p *iptablesPlane) Replace(all []service.Frontend, net service.Net) error {
-	return p.each(func(f *iptablesFamily) error {
+	return p.write(func(f *iptablesFamily) error {
 		f.known = false
 		saved, err := f.tool.Save()
 		if err != nil {
 			return err
 		}
 		f.renderer.Replace(all, net, saved)
-		return f.write(p.log)
+		f.tried = time.Now()
+		return nil
 	})
 }
 
-// Apply implements service.Dataplane.
+// Apply implements service.Dataplane. Closed frontends are tried again with it from time to time.
 func (p *iptablesPlane) Apply(d service.Delta) error {
-	return p.each(func(f *iptablesFamily) error {
+	return p.write(func(f *iptablesFamily) error {
 		if !f.known {
 			return errors.New("what the kernel holds is not known: call Replace first")
 		}
 		f.renderer.Apply(d)
+		f.retry(time.Now())
+		return nil
+	})
+}
+
+// write renders each family and loads what came of it.
+func (p *iptablesPlane) write(render func(*iptablesFamily) error) error {
+	err := p.each(func(f *iptablesFamily) error {
+		if err := render(f); err != nil {
+			return err
+		}
 		return f.write(p.log)
 	})
+	if err != nil {
+		return err
+	}
+	return p.leftOut()
 }
 
 // Cleanup implements service.Dataplane.
@@ -142,19 +171,4 @@ func (p *iptablesPlane) each(step func(*iptablesFamily) error) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// write loads what the renderer has pending; nothing is run when that is nothing.
-func (f *iptablesFamily) write(log *slog.Logger) error {
-	f.known = false
-	if input := f.renderer.Pending(); input != "" {
-		begin := time.Now()
-		if err := f.tool.Restore(input); err != nil {
-			return err
-		}
-		log.Debug("service rules written", "family", f.name, "bytes", len(input), "took", time.Since(begin))
-	}
-	f.renderer.Commit()
-	f.known = true
-	return nil
 }

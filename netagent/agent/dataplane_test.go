@@ -100,6 +100,7 @@ func dpState() (all []service.Frontend, net service.Net) {
 		)
 		net.LocalPods = append(net.LocalPods, a.localPods)
 		net.ClusterPods = append(net.ClusterPods, a.localPods, a.otherPods)
+		net.NodePorts = append(net.NodePorts, netip.PrefixFrom(a.any, 0))
 	}
 	return all, net
 }
@@ -281,8 +282,8 @@ func (l *dpLab) checkChanges(t *testing.T, dp service.Dataplane, a *dpAddrs) {
 func (l *dpLab) checkNet(t *testing.T, dp service.Dataplane, net service.Net) {
 	for i := range dpFamilies {
 		a := &dpFamilies[i]
-		changed := service.Net{LocalPods: net.LocalPods, ClusterPods: slices.DeleteFunc(slices.Clone(net.ClusterPods),
-			func(p netip.Prefix) bool { return p == a.otherPods })}
+		changed := net
+		changed.ClusterPods = slices.DeleteFunc(slices.Clone(net.ClusterPods), func(p netip.Prefix) bool { return p == a.otherPods })
 		l.must(t, "Apply", func() error { return dp.Apply(service.Delta{Net: &changed}) })
 		if r := l.ask(t, l.pod1, netip.AddrPortFrom(a.pod2, dpTarget)); r.client != a.podGW2 {
 			t.Errorf("%s: pod2 saw %s, want the node's %s once its CIDR left the cluster", a.family, r.client, a.podGW2)

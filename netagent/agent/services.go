@@ -35,6 +35,7 @@ type services struct {
 	whole     time.Time                // when the kernel was last compared as a whole; zero = must be next
 	took      time.Duration            // how long that was
 	frontends map[service.Key]struct{} // what is programmed
+	leftOut   *leftOutError            // what the kernel's tools refused; nil when nothing
 }
 
 func newServices(c Config, l *ledger, m *proxyMetrics) (*services, error) {
@@ -52,25 +53,11 @@ func newServices(c Config, l *ledger, m *proxyMetrics) (*services, error) {
 		s.close()
 		return nil, err
 	}
-	if commits, seen := observed(dp); seen {
-		if s.rules, err = newRuleset(commits); err != nil {
-			s.close()
-			return nil, err
-		}
+	if s.rules, err = newRuleset(dp); err != nil {
+		s.close()
+		return nil, err
 	}
 	return s, nil
-}
-
-// observed reports whether changes of a dataplane's rules raise the nftables generation, and how our
-// own are counted, if they are.
-func observed(dp service.Dataplane) (commits func() uint32, seen bool) {
-	switch dp := dp.(type) {
-	case *nftablesPlane:
-		return dp.conn.Commits, true
-	case *iptablesPlane:
-		return nil, dp.variant == ipt.NFT
-	}
-	return nil, false
 }
 
 // close gives up the sockets. The kernel stays as it is.
@@ -81,7 +68,7 @@ func (s *services) close() {
 		}
 	}
 	if s.rules != nil {
-		s.rules.conn.Close()
+		s.rules.close()
 	}
 	if s.flows != nil {
 		s.flows.conn.Close()
@@ -92,7 +79,7 @@ func (s *services) close() {
 // Then all that b notes is in force.
 func (s *services) write(full bool, b batch, do func() error) error {
 	begin := time.Now()
-	err := do()
+	err := s.except(do())
 	s.metrics.synced(s.dataplane.Name(), full, begin, time.Now(), err)
 	if err != nil {
 		s.ledger.putBack(b)
@@ -236,9 +223,9 @@ func (s *services) sweep() error {
 func (s *services) apply() (reconcile.Outcome, error) {
 	b := s.ledger.take()
 	d := s.planner.Flush()
-	if d.Empty() {
+	if d.Empty() && s.leftOut == nil {
 		s.inForce(b)
-	} else {
+	} else { // what was left out is tried again
 		if err := s.write(false, b, func() error { return s.dataplane.Apply(d) }); err != nil {
 			return reconcile.Outcome{}, err
 		}
@@ -251,6 +238,16 @@ func (s *services) apply() (reconcile.Outcome, error) {
 		s.frontends[d.Set[i].Key] = struct{}{}
 	}
 	return s.outcome(), nil
+}
+
+// except takes note of frontends that were left out. They are no failure of the step: everything
+// else is in force, and the node must not wait for them to be ready.
+func (s *services) except(err error) error {
+	s.leftOut = nil
+	if errors.As(err, &s.leftOut) {
+		return nil
+	}
+	return err
 }
 
 // settle looks at the generation after a write of ours. One that is not counted must not look like
@@ -267,7 +264,12 @@ func (s *services) settle(counted bool) {
 }
 
 func (s *services) outcome() reconcile.Outcome {
-	return reconcile.Outcome{Summary: fmt.Sprintf("%s: %d frontends", s.dataplane.Name(), len(s.frontends))}
+	out := reconcile.Outcome{Summary: fmt.Sprintf("%s: %d frontends", s.dataplane.Name(), len(s.frontends))}
+	if s.leftOut != nil {
+		out.Summary += fmt.Sprintf(", %d of them left out", len(s.leftOut.notes))
+		out.Notes = s.leftOut.notes
+	}
+	return out
 }
 
 // notes lists what services ask for and this release does not do.

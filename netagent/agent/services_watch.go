@@ -6,7 +6,9 @@ import (
 	"time"
 
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/kernel/ipt"
 	"github.com/braidnet/braid/internal/kernel/nft"
+	"github.com/braidnet/braid/netagent/service"
 	"github.com/braidnet/braid/netagent/service/nftables"
 )
 
@@ -20,7 +22,7 @@ const (
 	repairShare = 50
 	// quietAudit is how often all rules are compared although nothing tells of a change.
 	quietAudit = 10 * time.Minute
-	// blindAudit is how often where changes cannot be seen: with the older kernel tables of iptables.
+	// blindAudit is how often where changes cannot be seen, and how often at least a step is made at all.
 	// It grows with the cluster, so that it costs one part of the time in blindShare.
 	blindAudit = time.Minute
 	blindShare = 100
@@ -28,25 +30,50 @@ const (
 
 // ruleset tells changes of the namespace's rules by others from our own.
 type ruleset struct {
-	conn    *nft.Conn
-	commits func() uint32 // how many we made, nil when that is not known
-	known   uint32        // generation when we last looked
-	counted uint32        // commits then
-	foreign bool          // somebody else changed something since trust
+	generation func() (uint32, error) // a number that is another after a change
+	close      func()
+	commits    func() uint32 // how many we made, each of which raises the generation by one; nil when that is not known
+	known      uint32        // generation when we last looked
+	counted    uint32        // commits then
+	foreign    bool          // somebody else changed something since trust
 }
 
-func newRuleset(commits func() uint32) (*ruleset, error) {
+// newRuleset returns what sees changes of a dataplane's rules, nil for one that cannot be watched.
+func newRuleset(dp service.Dataplane) (*ruleset, error) {
+	var commits func() uint32
+	switch dp := dp.(type) {
+	case *nftablesPlane:
+		commits = dp.conn.Commits
+	case *iptablesPlane:
+		if dp.variant == ipt.Legacy {
+			return dp.watchLegacy()
+		}
+	default:
+		return nil, nil
+	}
 	conn, err := nft.Open()
 	if err != nil {
 		return nil, err
 	}
-	return &ruleset{conn: conn, commits: commits}, nil
+	return &ruleset{generation: conn.Generation, close: func() { conn.Close() }, commits: commits}, nil
+}
+
+func (p *iptablesPlane) watchLegacy() (*ruleset, error) {
+	families := make([]bool, len(p.families))
+	for i, f := range p.families {
+		families[i] = f.ipv6
+	}
+	tables, err := ipt.NewWatch(families...)
+	if err != nil {
+		return nil, err
+	}
+	return &ruleset{generation: tables.Sum, close: tables.Close}, nil
 }
 
 // look notes changes since the last look, except, where ours are counted, our own. When the kernel
 // does not answer, somebody may have changed something.
 func (r *ruleset) look() {
-	now, err := r.conn.Generation()
+	now, err := r.generation()
 	var made uint32
 	if r.commits != nil {
 		n := r.commits()
@@ -109,7 +136,7 @@ func (s *services) suspect(now time.Time) bool {
 func (s *services) gone() bool {
 	p, ok := s.dataplane.(*nftablesPlane)
 	return ok && slices.ContainsFunc(p.families, func(f desired.NFTFamily) bool {
-		there, err := s.rules.conn.Exists(f, nftables.TableName)
+		there, err := p.conn.Exists(f, nftables.TableName)
 		return err == nil && !there
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/service"
 )
 
@@ -18,26 +19,37 @@ type family struct {
 	loopback    netip.Prefix
 	multicast   netip.Prefix
 	unreachable string // what REJECT answers where there is no connection to reset
+	mask        string // of a single address, as the match `recent` takes it
 }
 
 func newFamily(ipv6 bool) family {
 	if ipv6 {
-		return family{true, 32, netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("ff00::/8"), "icmp6-port-unreachable"}
+		return family{true, 32, netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("ff00::/8"), "icmp6-port-unreachable", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}
 	}
-	return family{false, 8, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("224.0.0.0/4"), "icmp-port-unreachable"}
+	return family{false, 8, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("224.0.0.0/4"), "icmp-port-unreachable", "255.255.255.255"}
 }
 
 // jump is a rule in a chain that is not ours.
 type jump struct{ table, chain, rule string }
 
-// jumps lists how packets get to our chains. Only new connections may enter the filter tree.
+// untranslated is what enters the filter trees: the table is walked after translation, so a new
+// connection whose destination was not replaced by then found no backend, or was not allowed to. One
+// that somebody else translated is none of ours any more, whatever its address is now.
+const untranslated = "-m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT"
+
+// invalid are segments of which connection tracking cannot tell the connection, so that they are not translated.
+const invalid = "-p tcp -m conntrack --ctstate INVALID"
+
+// jumps lists how packets get to our chains.
 var jumps = []jump{
 	{"nat", "PREROUTING", rule(comment("braid services"), "-j "+chainServices)},
 	{"nat", "OUTPUT", rule(comment("braid services"), "-j "+chainServices)},
 	{"nat", "POSTROUTING", rule(comment("braid masquerading"), "-j "+chainPostrouting)},
-	{"filter", "INPUT", rule("-m conntrack --ctstate NEW", comment("braid services without endpoints"), "-j "+chainServices)},
-	{"filter", "FORWARD", rule("-m conntrack --ctstate NEW", comment("braid services without endpoints"), "-j "+chainServices)},
-	{"filter", "OUTPUT", rule("-m conntrack --ctstate NEW", comment("braid services without endpoints"), "-j "+chainServices)},
+	{"filter", "INPUT", rule(invalid, comment("braid invalid packets"), "-j "+chainInvalid)},
+	{"filter", "INPUT", rule(untranslated, comment("braid refused connections"), "-j "+chainServices)},
+	{"filter", "FORWARD", rule(comment("braid forwarding"), "-j "+chainForward)},
+	{"filter", "FORWARD", rule(untranslated, comment("braid refused connections"), "-j "+chainServices)},
+	{"filter", "OUTPUT", rule(untranslated, comment("braid refused connections"), "-j "+chainServices)},
 }
 
 // chainID names a chain.
@@ -45,25 +57,27 @@ type chainID struct{ table, name string }
 
 // skeleton returns the chains that do not depend on any frontend or address.
 func (f family) skeleton() map[chainID][]string {
-	out := map[chainID][]string{
+	return map[chainID][]string{
 		{"nat", chainMasquerade}: {
 			rule(comment("braid clear the mark"), markClear),
 			rule(comment("braid masquerade"), masquerade),
 		},
+		{"filter", chainRefuse}: {
+			rule("-p tcp", comment("braid refuse"), f.reject(model.TCP)),
+			rule(comment("braid refuse"), f.reject(0)),
+		},
+		// The accepting rules matter on hosts whose FORWARD policy is DROP. They are about connections of
+		// services alone: what else passes through the node is others' business.
+		{"filter", chainForward}: {
+			rule(invalid, comment("braid invalid packets"), "-j "+chainInvalid),
+			rule(comment("braid masqueraded connections"), marked, "-j ACCEPT"),
+			rule("-m conntrack --ctstate RELATED,ESTABLISHED -m conntrack --ctstate DNAT", comment("braid translated connections"), "-j ACCEPT"),
+		},
 	}
-	for _, t := range tables {
-		out[chainID{t, chainServices}] = []string{
-			rule(comment("braid service addresses"), "-j "+chainAddresses),
-			// A node port on a loopback address would be translated to a packet that the kernel
-			// refuses to route (martian), so it is left to whoever listens there.
-			rule("! "+destination(f.loopback), comment("braid node ports"), "-m addrtype --dst-type LOCAL", "-j "+chainNodePorts),
-		}
-	}
-	return out
 }
 
-// netChains returns the chains that depend on pod addresses.
-func (f family) netChains(net service.Net) map[chainID][]string {
+// netChains returns the chains that depend on addresses of the cluster and the node.
+func (f family) netChains(net service.Net, liberal bool) map[chainID][]string {
 	local, cluster := f.own(net.LocalPods), aggregate(f.own(net.ClusterPods))
 	post := []string{rule(comment("braid masquerade marked"), marked, "-j "+chainMasquerade)}
 	var foreign, outside []string
@@ -74,13 +88,79 @@ func (f family) netChains(net service.Net) map[chainID][]string {
 	for _, p := range cluster {
 		outside = append(outside, rule(destination(p), comment("braid pods keep their address"), "-j RETURN"))
 	}
+	nodePorts := f.nodePorts(net.NodePorts)
+	refused := []string{
+		rule(comment("braid service addresses"), "-j "+chainAddresses),
+		rule(comment("braid cluster IPs"), "-j "+chainClusterIPs),
+	}
+	for _, p := range aggregate(f.own(net.Services)) {
+		// Not an address of the node itself: should one lie in the range, the node still has to be reached.
+		refused = append(refused, rule(destination(p), comment("braid no such cluster IP"), "-m addrtype ! --dst-type LOCAL", "-j DROP"))
+	}
 	return map[chainID][]string{
+		{"nat", chainServices}:    append([]string{rule(comment("braid service addresses"), "-j "+chainAddresses)}, nodePorts...),
+		{"filter", chainServices}: append(refused, nodePorts...),
+		{"filter", chainInvalid}:  f.invalid(net, liberal),
 		{"nat", chainPostrouting}: post,
 		{"nat", chainForeign}:     append(foreign, rule(comment("braid mark for masquerading"), markMasquerade)),
 		{"nat", chainOutside}: append(outside,
 			rule(destination(f.multicast), comment("braid multicast"), "-j RETURN"),
 			rule(comment("braid pods to the outside"), masquerade)),
 	}
+}
+
+// invalid returns the rules for segments outside of the window of their connection. Such a segment is not
+// translated: whoever gets it knows nothing of a connection with these addresses and resets it, which ends the real
+// one (kubernetes/kubernetes#74839). They are dropped where the node sees both directions of what they
+// belong to: from and to its own pods, and from any pod to itself (it may have lent its address). What
+// it only routes, perhaps in one direction, is invalid for no fault of its own (kubernetes/kubernetes#94861).
+func (f family) invalid(net service.Net, liberal bool) (rules []string) {
+	if liberal {
+		return nil
+	}
+	for _, p := range f.own(net.LocalPods) {
+		rules = append(rules,
+			rule(source(p), comment("braid from a pod of this node"), "-j DROP"),
+			rule(destination(p), comment("braid to a pod of this node"), "-j DROP"))
+	}
+	for _, p := range aggregate(f.own(net.ClusterPods)) {
+		rules = append(rules, rule(source(p), comment("braid from a pod to this node"), "-m addrtype --dst-type LOCAL", "-j DROP"))
+	}
+	for _, p := range aggregate(f.own(net.Services)) {
+		rules = append(rules, rule(destination(p), comment("braid to a service"), "-j DROP"))
+	}
+	return rules
+}
+
+// nodePorts returns the rules that lead to node ports: those of the node's own addresses that lie in the
+// ranges. A node port on a loopback address would be translated to a packet that the kernel refuses to
+// route (martian), and to allow that opens loopback services to the network (CVE-2020-8558): loopback
+// addresses are left to whoever listens there.
+func (f family) nodePorts(ranges []netip.Prefix) (rules []string) {
+	own := aggregate(f.own(ranges))
+	local := "-m addrtype --dst-type LOCAL"
+	if len(own) == 1 && own[0].Bits() == 0 {
+		return []string{rule("! "+destination(f.loopback), comment("braid node ports"), local, "-j "+chainNodePorts)}
+	}
+	for _, p := range own {
+		switch {
+		case !p.Overlaps(f.loopback):
+		case p.Bits() >= f.loopback.Bits():
+			continue
+		default: // the only range that has all of loopback in it, the ranges being disjoint
+			rules = append(rules, rule(destination(f.loopback), comment("braid no node ports"), "-j RETURN"))
+		}
+		rules = append(rules, rule(destination(p), comment("braid node ports"), local, "-j "+chainNodePorts))
+	}
+	return rules
+}
+
+// reject refuses a connection: a reset for TCP, else an ICMP error.
+func (f family) reject(p model.Protocol) string {
+	if p == model.TCP {
+		return "-j REJECT --reject-with tcp-reset"
+	}
+	return "-j REJECT --reject-with " + f.unreachable
 }
 
 // own returns the prefixes of the family.
@@ -122,62 +202,4 @@ func aggregate(list []netip.Prefix) []netip.Prefix {
 		}
 	}
 	return out
-}
-
-// frontendChains returns the chains of one frontend's own. The first is the one dispatch leads to;
-// a frontend without backends has none.
-func frontendChains(f *service.Frontend) map[chainID][]string {
-	if len(f.Backends) == 0 {
-		return nil
-	}
-	out := map[chainID][]string{}
-	text, proto := label(f), "-p "+protocol(f.Protocol)
-	var rules []string
-	if f.Masquerade == service.MasqueradeAll {
-		rules = append(rules, rule(text, markMasquerade))
-	} else {
-		rules = append(rules, rule(text, "-j "+chainForeign))
-	}
-	for i, b := range f.Backends {
-		chance := ""
-		if left := len(f.Backends) - i; left > 1 {
-			chance = probability(left)
-		}
-		dnat := "-j DNAT --to-destination " + b.AddrPort.String()
-		if !b.Local {
-			rules = append(rules, rule(proto, text, chance, dnat))
-			continue
-		}
-		own := backendChain(f.Key, b)
-		rules = append(rules, rule(text, chance, "-j "+own))
-		out[chainID{"nat", own}] = []string{
-			rule(source(host(b.Addr())), text, markMasquerade),
-			rule(proto, text, dnat),
-		}
-	}
-	out[chainID{"nat", frontendChain(f.Key)}] = rules
-	return out
-}
-
-// dispatchRule returns the table whose tree leads to a frontend and the rule at its end.
-func (f family) dispatchRule(fe *service.Frontend, key string) (table, r string) {
-	n := f.addrNibbles
-	if fe.Kind == service.NodePort {
-		n = 0
-	}
-	// The words of pathMatch for a whole key, with the comment where iptables-save prints it.
-	addr := ""
-	if n > 0 {
-		addr = pathMatch(key[:n], n)
-	}
-	match := rule(addr, "-p "+protocol(fe.Protocol), label(fe), portMatch(fe.Protocol, fe.Port, fe.Port))
-	switch {
-	case len(fe.Backends) > 0:
-		return "nat", rule(match, "-j "+frontendChain(fe.Key))
-	case fe.Empty == service.Drop:
-		return "filter", rule(match, "-j DROP")
-	case protocol(fe.Protocol) == "tcp":
-		return "filter", rule(match, "-j REJECT --reject-with tcp-reset")
-	}
-	return "filter", rule(match, "-j REJECT --reject-with "+f.unreachable)
 }

@@ -3,12 +3,8 @@ package iptables
 import (
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
-
-	"github.com/braidnet/braid/netagent/service"
 )
 
 // fakeKernel takes the input of iptables-restore --noflush with the kernel's rules about chains: a
@@ -64,7 +60,7 @@ func (k fakeKernel) load(input string) error {
 	return nil
 }
 
-var builtinTargets = []string{"RETURN", "DROP", "REJECT", "MARK", "MASQUERADE", "DNAT"}
+var builtinTargets = []string{"RETURN", "ACCEPT", "DROP", "REJECT", "MARK", "MASQUERADE", "DNAT"}
 
 func target(rule string) string {
 	w := words(rule)
@@ -105,51 +101,4 @@ func (k fakeKernel) ours() string {
 		}
 	}
 	return strings.Join(out, "\n")
-}
-
-// walk sends a first packet through a dispatch chain and returns the target it ends at ("" for none)
-// and how many rules it met.
-func (k fakeKernel) walk(table, chain string, key service.Key) (to string, rules int) {
-	for _, r := range k[table][chain] {
-		rules++
-		if !matches(words(r), key) {
-			continue
-		}
-		to := target(r)
-		if !strings.HasPrefix(to, Prefix) || strings.HasPrefix(to, Prefix+"F-") {
-			return to, rules
-		}
-		end, n := k.walk(table, to, key)
-		rules += n
-		if end != "" {
-			return end, rules
-		}
-	}
-	return "", rules
-}
-
-func matches(w []string, key service.Key) bool {
-	for i := 0; i+1 < len(w); i++ {
-		switch w[i] {
-		case "-d":
-			if !netip.MustParsePrefix(w[i+1]).Contains(key.Addr) {
-				return false
-			}
-		case "-p":
-			if w[i+1] != protocol(key.Protocol) {
-				return false
-			}
-		case "--dport":
-			lo, hi, ranged := strings.Cut(w[i+1], ":")
-			if !ranged {
-				hi = lo
-			}
-			from, _ := strconv.Atoi(lo)
-			till, _ := strconv.Atoi(hi)
-			if int(key.Port) < from || int(key.Port) > till {
-				return false
-			}
-		}
-	}
-	return true
 }

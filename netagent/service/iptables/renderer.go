@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -15,8 +16,12 @@ type Saved map[string]map[string][]string
 // chains may differ. It is used by one goroutine.
 type Renderer struct {
 	family
+	liberal   bool
 	frontends map[slot]service.Frontend
-	trees     map[chainID]*tree // by the chain at their root
+	closed    map[slot]closed
+	touched   map[slot]struct{}  // frontends set since the last Commit
+	addrs     map[netip.Addr]int // cluster IPs, and how many frontends each has
+	trees     map[chainID]*tree  // by the chain at their root
 	want      map[chainID][]string
 	have      map[chainID][]string
 	dirty     map[chainID]struct{}
@@ -33,15 +38,20 @@ func slotOf(k service.Key) slot {
 	return slot(k)
 }
 
-// New returns a renderer for one family that wants and knows nothing. Call Replace first.
-func New(ipv6 bool) *Renderer {
-	r := &Renderer{family: newFamily(ipv6), have: map[chainID][]string{}}
+// New returns a renderer for one family that wants and knows nothing. Call Replace first. Where connection
+// tracking is liberal with TCP (net.netfilter.nf_conntrack_tcp_be_liberal), packets that it cannot place
+// are left alone.
+func New(ipv6, liberal bool) *Renderer {
+	r := &Renderer{family: newFamily(ipv6), liberal: liberal, have: map[chainID][]string{}}
 	r.reset()
 	return r
 }
 
 func (r *Renderer) reset() {
 	r.frontends = map[slot]service.Frontend{}
+	r.closed = map[slot]closed{}
+	r.touched = map[slot]struct{}{}
+	r.addrs = map[netip.Addr]int{}
 	r.want = map[chainID][]string{}
 	r.dirty = map[chainID]struct{}{}
 	r.fix = map[string][]string{}
@@ -51,6 +61,7 @@ func (r *Renderer) reset() {
 			r.trees[chainID{t, root}] = newTree()
 		}
 	}
+	r.trees[chainID{"filter", chainClusterIPs}] = newTree()
 }
 
 // Replace wants exactly these frontends and takes kernel for what is there now: chains that are
@@ -58,7 +69,7 @@ func (r *Renderer) reset() {
 func (r *Renderer) Replace(all []service.Frontend, net service.Net, kernel Saved) {
 	r.reset()
 	r.setAll(r.skeleton())
-	r.setAll(r.netChains(net))
+	r.setAll(r.netChains(net, r.liberal))
 	for i := range all {
 		r.set(&all[i])
 	}
@@ -69,7 +80,7 @@ func (r *Renderer) Replace(all []service.Frontend, net service.Net, kernel Saved
 // Apply wants the change d on top of what was wanted before.
 func (r *Renderer) Apply(d service.Delta) {
 	if d.Net != nil {
-		r.setAll(r.netChains(*d.Net))
+		r.setAll(r.netChains(*d.Net, r.liberal))
 	}
 	for _, k := range d.Delete {
 		if old, ok := r.frontends[slotOf(k)]; ok && old.Key == k {
@@ -82,40 +93,74 @@ func (r *Renderer) Apply(d service.Delta) {
 	r.plant()
 }
 
-// set makes f the frontend of its slot.
+// set makes f the frontend of its slot, open whatever came before.
 func (r *Renderer) set(f *service.Frontend) {
 	if f.Addr.Is4() == r.ipv6 {
 		return
 	}
-	key, ok := dispatchKey(f.Key)
-	if !ok {
+	if _, ok := dispatchKey(f.Key); !ok {
 		return
 	}
-	table, dispatch := r.dispatchRule(f, key)
-	if old, ok := r.frontends[slotOf(f.Key)]; ok {
+	s := slotOf(f.Key)
+	if old, ok := r.frontends[s]; ok {
 		r.dropChains(&old)
-		if was, _ := r.dispatchRule(&old, key); was != table {
-			r.tree(was, &old).del(key)
+		r.count(&old, -1)
+	}
+	r.frontends[s] = *f
+	r.touched[s] = struct{}{}
+	delete(r.closed, s)
+	r.count(f, 1)
+	r.show(f, open)
+}
+
+// show writes the rules of a frontend as open or closed.
+func (r *Renderer) show(f *service.Frontend, state closure) {
+	if state == open {
+		r.setAll(r.frontendChains(f))
+	} else {
+		r.dropChains(f)
+	}
+	key, _ := dispatchKey(f.Key)
+	rules := r.dispatch(f, key, state)
+	for _, table := range tables {
+		if x := rules[table]; x != "" {
+			r.tree(table, f).put(key, x)
+		} else {
+			r.tree(table, f).del(key)
 		}
 	}
-	r.frontends[slotOf(f.Key)] = *f
-	r.setAll(frontendChains(f))
-	r.tree(table, f).put(key, dispatch)
 }
 
 func (r *Renderer) drop(f *service.Frontend) {
-	key, _ := dispatchKey(f.Key)
-	table, _ := r.dispatchRule(f, key)
-	r.tree(table, f).del(key)
-	r.dropChains(f)
-	delete(r.frontends, slotOf(f.Key))
+	r.show(f, absent)
+	r.count(f, -1)
+	s := slotOf(f.Key)
+	delete(r.frontends, s)
+	delete(r.closed, s)
+	delete(r.touched, s)
 }
 
 func (r *Renderer) dropChains(f *service.Frontend) {
-	for id := range frontendChains(f) {
+	for id := range r.frontendChains(f) {
 		delete(r.want, id)
 		r.dirty[id] = struct{}{}
 	}
+}
+
+// count follows which addresses are cluster IPs: their other ports are refused.
+func (r *Renderer) count(f *service.Frontend, by int) {
+	if f.Kind != service.ClusterIP {
+		return
+	}
+	r.addrs[f.Addr] += by
+	key, _ := dispatchKey(f.Key)
+	addr, t := key[:r.addrNibbles], r.trees[chainID{"filter", chainClusterIPs}]
+	if r.addrs[f.Addr] > 0 {
+		t.put(addr, rule(pathMatch(addr, r.addrNibbles), comment("braid no such port"), "-j "+chainRefuse))
+		return
+	}
+	delete(r.addrs, f.Addr)
+	t.del(addr)
 }
 
 func (r *Renderer) tree(table string, f *service.Frontend) *tree {
@@ -286,38 +331,5 @@ func (r *Renderer) Commit() {
 	}
 	clear(r.dirty)
 	clear(r.fix)
-}
-
-// Cleanup returns the input that removes every chain of ours and every rule that leads to one from
-// what iptables-save printed, "" when there is none.
-func Cleanup(kernel Saved) string {
-	var b strings.Builder
-	for _, t := range tables {
-		var declare, unlink, remove []string
-		for _, name := range sortedNames(kernel[t]) {
-			if strings.HasPrefix(name, Prefix) {
-				declare = append(declare, ":"+name+" - [0:0]")
-				remove = append(remove, "-X "+name)
-				continue
-			}
-			for _, rule := range kernel[t][name] {
-				if leadsToUs(rule) {
-					unlink = append(unlink, "-D "+name+" "+rule)
-				}
-			}
-		}
-		if lines := slices.Concat(declare, unlink, remove); len(lines) > 0 {
-			b.WriteString("*" + t + "\n" + strings.Join(lines, "\n") + "\nCOMMIT\n")
-		}
-	}
-	return b.String()
-}
-
-func sortedNames(chains map[string][]string) []string {
-	names := make([]string, 0, len(chains))
-	for n := range chains {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	return names
+	clear(r.touched)
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/service"
@@ -56,6 +57,23 @@ func goldenState(ipv6 bool) ([]service.Frontend, service.Net) {
 	backends := []service.Backend{
 		near(fmt.Sprintf(pod, 1, 8080)), far(fmt.Sprintf(pod, 2, 8080)), far(fmt.Sprintf(pod, 3, 8080)),
 	}
+	net.Services = prefixes("10.96.0.0/16", "fd00:10:96::/112")
+	net.NodePorts = prefixes("64.0.0.0/2", "192.0.2.0/24", "2001:db8::/64")
+	sources, local := prefixes("192.0.2.0/28", "198.51.100.7/32"), backends[:1]
+	if ipv6 {
+		sources = prefixes("2001:db8::/124", "2001:db8:1::7/128")
+	}
+	sticky := frontend("sticky", service.ClusterIP, model.TCP, fmt.Sprintf(vip, 5, 80), backends...)
+	sticky.Affinity = 3 * time.Hour
+	here := frontend("here", service.LoadBalancerIP, model.TCP, fmt.Sprintf(vip, 201, 80), local...)
+	here.Masquerade, here.Inside, here.Filtered, here.Sources = service.MasqueradeNone, backends, true, sources
+	here.Affinity = time.Minute
+	elsewhere := frontend("elsewhere", service.NodePort, model.UDP, fmt.Sprintf(unspec, 30082))
+	elsewhere.Masquerade, elsewhere.Inside, elsewhere.Empty = service.MasqueradeNone, backends[1:], service.Drop
+	empty := frontend("empty", service.LoadBalancerIP, model.UDP, fmt.Sprintf(vip, 202, 80))
+	empty.Filtered, empty.Sources = true, sources
+	nobody := frontend("nobody", service.LoadBalancerIP, model.TCP, fmt.Sprintf(vip, 203, 80), backends...)
+	nobody.Filtered = true
 	drop := frontend("quiet", service.ClusterIP, model.TCP, fmt.Sprintf(vip, 3, 80))
 	drop.Empty = service.Drop
 	all := []service.Frontend{
@@ -66,7 +84,7 @@ func goldenState(ipv6 bool) ([]service.Frontend, service.Net) {
 		frontend("none", service.ClusterIP, model.UDP, fmt.Sprintf(vip, 2, 80)),
 		frontend("none", service.NodePort, model.TCP, fmt.Sprintf(unspec, 30081)),
 		frontend("sig", service.ClusterIP, model.SCTP, fmt.Sprintf(vip, 4, 38412), far(fmt.Sprintf(pod, 2, 38412))),
-		drop,
+		drop, sticky, here, elsewhere, empty, nobody,
 	}
 	for i := range 16 {
 		all = append(all, frontend(fmt.Sprintf("more-%d", i), service.ClusterIP, model.UDP, fmt.Sprintf(vip, 16+i, 53), far(fmt.Sprintf(pod, 3, 53))))
@@ -80,7 +98,7 @@ func TestGolden(t *testing.T) {
 		if ipv6 {
 			name = "testdata/all.ipv6.rules"
 		}
-		r := New(ipv6)
+		r := New(ipv6, false)
 		all, net := goldenState(ipv6)
 		r.Replace(all, net, nil)
 		got := r.Pending()
@@ -104,7 +122,7 @@ func TestOtherFamily(t *testing.T) {
 	for _, ipv6 := range []bool{false, true} {
 		all4, net := goldenState(false)
 		all6, _ := goldenState(true)
-		mixed, alone := New(ipv6), New(ipv6)
+		mixed, alone := New(ipv6, false), New(ipv6, false)
 		mixed.Replace(slices.Concat(all4, all6), net, nil)
 		if own := all4; ipv6 {
 			alone.Replace(all6, net, nil)
@@ -136,17 +154,46 @@ func (w *world) randomFrontend() service.Frontend {
 	}
 	f := service.Frontend{Origin: origin(pick("a", "b", "c")), Masquerade: service.MasqueradeAll, Empty: service.Empty(w.rnd.IntN(2))}
 	f.Protocol = protocols[w.rnd.IntN(3)]
-	f.Kind = []service.Kind{service.ClusterIP, service.NodePort, service.LoadBalancerIP}[w.rnd.IntN(3)]
+	f.Kind = []service.Kind{service.ClusterIP, service.NodePort, service.LoadBalancerIP, service.ExternalIP}[w.rnd.IntN(4)]
 	if f.Kind == service.NodePort {
 		f.Addr, f.Port = unspec, uint16(30000+w.rnd.IntN(200))
 	} else {
 		f.Addr, f.Port = netip.MustParseAddr(fmt.Sprintf(vip, w.rnd.IntN(60))), uint16(80+w.rnd.IntN(2))
 	}
-	for i := range w.rnd.IntN(4) {
-		f.Backends = append(f.Backends, service.Backend{
-			AddrPort: netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf(pod, i, 1+w.rnd.IntN(9))), 8080), Local: i == 1})
+	backends := func() (list []service.Backend) {
+		for i := range w.rnd.IntN(4) {
+			list = append(list, service.Backend{
+				AddrPort: netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf(pod, i, 1+w.rnd.IntN(9))), 8080), Local: i == 1})
+		}
+		return list
+	}
+	f.Backends = backends()
+	switch w.rnd.IntN(4) {
+	case 0:
+		f.Masquerade = service.MasqueradeForeign
+	case 1:
+		f.Masquerade, f.Inside = service.MasqueradeNone, backends()
+	}
+	if w.rnd.IntN(3) == 0 {
+		f.Affinity = time.Duration(w.rnd.IntN(3000)) * 100 * time.Millisecond
+	}
+	if f.Kind == service.LoadBalancerIP && w.rnd.IntN(2) == 0 {
+		f.Filtered = true
+		if w.rnd.IntN(3) > 0 {
+			f.Sources = w.own("192.0.2.0/28", "10.244.0.0/22", "2001:db8::/124", "fd00:10:244::/62")
+		}
 	}
 	return f
+}
+
+// own keeps the prefixes of the world's family.
+func (w *world) own(list ...string) (out []netip.Prefix) {
+	for _, p := range prefixes(list...) {
+		if p.Addr().Is4() != w.ipv6 {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 func (w *world) randomDelta() (d service.Delta) {
@@ -172,6 +219,8 @@ func (w *world) randomDelta() (d service.Delta) {
 	}
 	if w.rnd.IntN(5) == 0 {
 		w.net.LocalPods = prefixes(fmt.Sprintf("10.244.%d.0/24", w.rnd.IntN(3)), fmt.Sprintf("fd00:10:244:%d::/64", w.rnd.IntN(3)))
+		w.net.Services = [][]netip.Prefix{nil, prefixes("10.96.0.0/16", "fd00:10:96::/112")}[w.rnd.IntN(2)]
+		w.net.NodePorts = [][]netip.Prefix{nil, prefixes("0.0.0.0/0", "::/0"), prefixes("64.0.0.0/2", "127.0.0.0/9", "192.0.2.1/32", "2001:db8::1/128", "::/64")}[w.rnd.IntN(3)]
 		net := w.net
 		d.Net = &net
 	}
@@ -205,21 +254,21 @@ func TestIncrementalEqualsWhole(t *testing.T) {
 	for seed := range uint64(12) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			w := &world{rnd: rand.New(rand.NewPCG(seed, 1)), ipv6: seed%2 == 1, table: map[slot]service.Frontend{}, kernel: newFakeKernel()}
-			w.r = New(w.ipv6)
+			w.r = New(w.ipv6, false)
 			w.r.Replace(nil, w.net, Saved(w.kernel))
 			w.sync(t)
 			for range 25 {
 				w.r.Apply(w.randomDelta())
 				w.sync(t)
 			}
-			fresh := &world{kernel: newFakeKernel(), r: New(w.ipv6)}
+			fresh := &world{kernel: newFakeKernel(), r: New(w.ipv6, false)}
 			fresh.r.Replace(w.all(), w.net, Saved(fresh.kernel))
 			fresh.sync(t)
 			if got, want := w.kernel.ours(), fresh.kernel.ours(); got != want {
 				t.Fatalf("incremental and whole differ\n--- incremental\n%s\n--- whole\n%s", got, want)
 			}
 			w.checkPackets(t)
-			restarted := New(w.ipv6)
+			restarted := New(w.ipv6, false)
 			restarted.Replace(w.all(), w.net, Saved(w.kernel))
 			if in := restarted.Pending(); in != "" {
 				t.Fatalf("a restart writes:\n%s", in)
@@ -237,7 +286,7 @@ func TestIncrementalEqualsWhole(t *testing.T) {
 // TestDispatchReshapes: address ranges come and go one after the other, so that chains which skipped
 // the bits all addresses had in common must make room for a branch above them, and give it up again.
 func TestDispatchReshapes(t *testing.T) {
-	w := &world{table: map[slot]service.Frontend{}, kernel: newFakeKernel(), r: New(false)}
+	w := &world{table: map[slot]service.Frontend{}, kernel: newFakeKernel(), r: New(false, false)}
 	w.r.Replace(nil, w.net, Saved(w.kernel))
 	w.sync(t)
 	step := func(form string, add bool) {
@@ -253,7 +302,7 @@ func TestDispatchReshapes(t *testing.T) {
 		}
 		w.r.Apply(d)
 		w.sync(t)
-		fresh := &world{kernel: newFakeKernel(), r: New(false)}
+		fresh := &world{kernel: newFakeKernel(), r: New(false, false)}
 		fresh.r.Replace(w.all(), w.net, Saved(fresh.kernel))
 		fresh.sync(t)
 		if got, want := w.kernel.ours(), fresh.kernel.ours(); got != want {
@@ -269,38 +318,8 @@ func TestDispatchReshapes(t *testing.T) {
 	}
 }
 
-func (w *world) checkPackets(t *testing.T) {
-	t.Helper()
-	for range 100 {
-		probe := w.randomFrontend().Key
-		f, there := w.table[slotOf(probe)]
-		want := map[string]string{"nat": "", "filter": ""}
-		switch {
-		case there && len(f.Backends) > 0:
-			want["nat"] = frontendChain(f.Key)
-		case there && f.Empty == service.Drop:
-			want["filter"] = "DROP"
-		case there:
-			want["filter"] = "REJECT"
-		}
-		root := chainAddresses
-		if probe.Kind == service.NodePort {
-			root = chainNodePorts
-		}
-		for table, to := range want {
-			got, rules := w.kernel.walk(table, root, probe)
-			if got != to {
-				t.Fatalf("a packet to %s ends in table %s at %q, want %q", probe, table, got, to)
-			}
-			if rules > 4*leafMax {
-				t.Errorf("a packet to %s met %d rules", probe, rules)
-			}
-		}
-	}
-}
-
 func TestNamesFitTheKernel(t *testing.T) {
-	r := New(true)
+	r := New(true, false)
 	all, net := goldenState(true)
 	r.Replace(all, net, nil)
 	for id := range r.want {
@@ -312,7 +331,7 @@ func TestNamesFitTheKernel(t *testing.T) {
 
 func TestReplaceRepairsJumps(t *testing.T) {
 	k := newFakeKernel()
-	w := &world{kernel: k, r: New(false)}
+	w := &world{kernel: k, r: New(false, false)}
 	all, net := goldenState(false)
 	w.r.Replace(all, net, Saved(k))
 	w.sync(t)
@@ -339,7 +358,7 @@ func TestReplaceRepairsJumps(t *testing.T) {
 
 // BenchmarkApplyOneEndpoint is the event path: one backend more at 20,000 services.
 func BenchmarkApplyOneEndpoint(b *testing.B) {
-	r := New(false)
+	r := New(false, false)
 	var all []service.Frontend
 	for i := range 20000 {
 		all = append(all, frontend(fmt.Sprintf("s%d", i), service.ClusterIP, model.TCP, fmt.Sprintf("10.96.%d.%d:80", i/250, i%250+1), far("10.244.2.7:80")))

@@ -20,6 +20,10 @@ const (
 	chainServices    = Prefix + "SERVICES"    // entry, in both tables
 	chainAddresses   = Prefix + "ADDRESSES"   // root of the dispatch by address, in both tables
 	chainNodePorts   = Prefix + "NODEPORTS"   // root of the dispatch by node port, in both tables
+	chainClusterIPs  = Prefix + "CLUSTERIPS"  // root of the dispatch by cluster IP, whatever the port
+	chainRefuse      = Prefix + "REFUSE"      // for ports of cluster IPs that no service has
+	chainForward     = Prefix + "FORWARD"     // entry for forwarded packets
+	chainInvalid     = Prefix + "INVALID"     // for packets that connection tracking cannot place
 	chainPostrouting = Prefix + "POSTROUTING" // entry of masquerading
 	chainMasquerade  = Prefix + "MASQUERADE"  // for marked packets
 	chainForeign     = Prefix + "FOREIGN"     // marks packets that no pod of this node sent
@@ -32,6 +36,7 @@ const (
 	markMasquerade = "-j MARK --set-xmark 0x4000/0x4000"
 	markClear      = "-j MARK --set-xmark 0x0/0x4000"
 	marked         = "-m mark --mark 0x4000/0x4000"
+	unmarked       = "-m mark ! --mark 0x4000/0x4000"
 	masquerade     = "-j MASQUERADE --random-fully"
 )
 
@@ -75,9 +80,17 @@ func hashed(prefix string, parts ...any) string {
 }
 
 func frontendChain(k service.Key) string { return hashed("F", uint8(k.Kind), k) }
+func insideChain(k service.Key) string   { return hashed("I", uint8(k.Kind), k) }
+func sourceChain(k service.Key) string   { return hashed("W", uint8(k.Kind), k) }
 
 func backendChain(k service.Key, b service.Backend) string {
 	return hashed("B", uint8(k.Kind), k, b.AddrPort)
+}
+
+// sessionList names the list of client addresses that stay with a backend. All frontends of a service
+// port have the same.
+func sessionList(f *service.Frontend, b service.Backend) string {
+	return hashed("R", f.SessionName(), b.AddrPort)
 }
 
 func protocol(p model.Protocol) string { return strings.ToLower(p.String()) }
@@ -96,8 +109,16 @@ func probability(n int) string {
 	return fmt.Sprintf("-m statistic --mode random --probability %.11f", math.Round(whole/float64(n))/whole)
 }
 
-func source(p netip.Prefix) string      { return "-s " + p.String() }
-func destination(p netip.Prefix) string { return "-d " + p.String() }
+func source(p netip.Prefix) string      { return addrMatch("-s ", p) }
+func destination(p netip.Prefix) string { return addrMatch("-d ", p) }
+
+// addrMatch is empty for all addresses: iptables-save prints nothing then.
+func addrMatch(option string, p netip.Prefix) string {
+	if p.Bits() == 0 {
+		return ""
+	}
+	return option + p.Masked().String()
+}
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 

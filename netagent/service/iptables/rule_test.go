@@ -16,7 +16,7 @@ import (
 func TestCommentCannotEscape(t *testing.T) {
 	f := frontend("x\" -j ACCEPT\n-A INPUT -j ACCEPT\n#", service.ClusterIP, model.TCP, "10.96.0.1:80", far("10.244.2.7:80"))
 	f.PortName = `\` + strings.Repeat("é", 300)
-	r := New(false)
+	r := New(false, false)
 	r.Replace([]service.Frontend{f}, service.Net{}, nil)
 	in := r.Pending()
 	for _, line := range strings.Split(in, "\n") {
