@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -22,13 +25,20 @@ type rulesLab struct {
 	mode string
 }
 
+// newRulesLab takes a service mode, or "legacy" for the mode iptables with the tools of that name.
 func newRulesLab(t *testing.T, mode string) *rulesLab {
 	t.Helper()
 	l := &rulesLab{NS: nstest.New(t), mode: mode}
+	asked, path := mode, os.Getenv("PATH")
+	if mode == "legacy" {
+		asked = "iptables"
+		onlyLegacy(t)
+	}
 	l.Run(t, func() (err error) {
-		l.services, err = newTestServices(Config{Node: "n1", ServiceMode: mode, Log: slog.New(slog.DiscardHandler)})
+		l.services, err = newTestServices(Config{Node: "n1", ServiceMode: asked, Log: slog.New(slog.DiscardHandler)})
 		return err
 	})
+	t.Setenv("PATH", path)
 	t.Cleanup(l.services.close)
 	l.set(t, 1, 1)
 	return l
@@ -37,6 +47,25 @@ func newRulesLab(t *testing.T, mode string) *rulesLab {
 func newTestServices(c Config) (*services, error) {
 	l := newLedger()
 	return newServices(c, l, newProxyMetrics(l))
+}
+
+// onlyLegacy leaves no other tools of iptables to be found.
+func onlyLegacy(t *testing.T) {
+	t.Helper()
+	dir := t.TempDir()
+	for _, base := range []string{"iptables-legacy", "ip6tables-legacy"} {
+		for _, suffix := range []string{"-restore", "-save"} {
+			tool, err := exec.LookPath(base + suffix)
+			if err != nil {
+				t.Skipf("%s%s is not installed", base, suffix)
+			}
+			if err := os.Symlink(tool, filepath.Join(dir, base+suffix)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Setenv("PATH", dir)
+	t.Setenv("XTABLES_LOCKFILE", filepath.Join(dir, "lock")) // the machine's own lock is not ours to take
 }
 
 // set makes service number i have the backend 10.9.0.b and steps.
@@ -70,6 +99,9 @@ func (l *rulesLab) print(t *testing.T) string {
 		}
 		return ""
 	}
+	if l.mode == "legacy" {
+		return l.Exec(t, "iptables-legacy-save", "-t", "nat")
+	}
 	return l.Exec(t, "iptables-nft-save", "-t", "nat")
 }
 
@@ -77,12 +109,10 @@ func TestChangesOfOthersAreSeenAndRepairedOurOwnNeverKick(t *testing.T) {
 	for mode, harms := range map[string][]string{
 		"nftables": {"nft flush ruleset", "nft delete table ip braid", "nft flush chain ip braid services", "nft flush map ip braid slots"},
 		"iptables": {"nft flush ruleset", "iptables-nft -t nat -F", "iptables-nft -t nat -D PREROUTING 1"},
+		"legacy":   {"iptables-legacy -t nat -F", "iptables-legacy -t nat -D PREROUTING 1", "iptables-legacy -F", "ip6tables-legacy -t nat -F BRAID-SERVICES"},
 	} {
 		t.Run(mode, func(t *testing.T) {
 			l := newRulesLab(t, mode)
-			if l.rules == nil {
-				t.Skip("the iptables of this machine do not keep their rules in nftables")
-			}
 			quiet := func(after string) {
 				t.Helper()
 				l.took = 0
@@ -100,7 +130,11 @@ func TestChangesOfOthersAreSeenAndRepairedOurOwnNeverKick(t *testing.T) {
 			l.whole = time.Now().Add(-2 * quietAudit)
 			l.sync(t)
 			quiet("an audit")
-			for i, harm := range append(harms, "nft add table inet theirs") {
+			theirs := "nft add table inet theirs"
+			if mode == "legacy" {
+				theirs = "iptables-legacy -A FORWARD -p tcp --dport 9 -j DROP"
+			}
+			for i, harm := range append(harms, theirs) {
 				l.Exec(t, "sh", "-c", harm)
 				l.took = 0
 				if !l.touched(time.Now()) {

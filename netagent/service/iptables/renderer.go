@@ -102,6 +102,7 @@ func (r *Renderer) set(f *service.Frontend) {
 		return
 	}
 	s := slotOf(f.Key)
+	r.count(f, 1) // first, so that an address that stays is not taken away between
 	if old, ok := r.frontends[s]; ok {
 		r.dropChains(&old)
 		r.count(&old, -1)
@@ -109,7 +110,6 @@ func (r *Renderer) set(f *service.Frontend) {
 	r.frontends[s] = *f
 	r.touched[s] = struct{}{}
 	delete(r.closed, s)
-	r.count(f, 1)
 	r.show(f, open)
 }
 
@@ -329,7 +329,7 @@ func (r *Renderer) Commit() {
 			delete(r.have, id)
 		}
 	}
-	clear(r.dirty)
 	clear(r.fix)
-	clear(r.touched)
+	// Not cleared: that costs what the map once held, after a Replace all there is.
+	r.dirty, r.touched = map[chainID]struct{}{}, map[slot]struct{}{}
 }

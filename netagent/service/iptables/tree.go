@@ -162,7 +162,9 @@ func (t *tree) flush(update func(path string, n *node)) {
 	for path := range t.touched {
 		update(path, t.find(path))
 	}
-	clear(t.touched)
+	if len(t.touched) > 0 {
+		t.touched = map[string]struct{}{} // clear would cost what it once held
+	}
 }
 
 // find returns what the chain of a path holds, nil when there is no such chain.
