@@ -128,7 +128,6 @@ func TestIPTablesRefusedSomewhere(t *testing.T) {
 
 		// Not even the rule that closes a frontend is taken.
 		afresh := func(words ...string) {
-			f.restore = f.tool.Restore
 			l.must(t, "Cleanup", func() error { _, err := dp.Cleanup(); return err })
 			coarse(dp, words...)
 		}

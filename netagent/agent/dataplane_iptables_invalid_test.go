@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -55,13 +54,9 @@ func TestIPTablesInvalidSegments(t *testing.T) {
 			}
 		}
 		// The same with the packets let through, or the above would prove nothing.
-		suffix := "-nft"
-		if strings.HasSuffix(t.Name(), "legacy") {
-			suffix = "-legacy"
-		}
 		for i := range dpFamilies {
 			a := &dpFamilies[i]
-			l.node.Exec(t, []string{"iptables", "ip6tables"}[i]+suffix, "-I", "FORWARD", "1", "-j", "ACCEPT")
+			l.node.Exec(t, []string{"iptables-", "ip6tables-"}[i]+string(dp.(*iptablesPlane).variant), "-I", "FORWARD", "1", "-j", "ACCEPT")
 			c := l.connect(t, l.pod1, l.pod2, a.pod2, listeners[a.pod2], netip.AddrPortFrom(a.vip(1), dpPort))
 			deadline := time.Now().Add(patience)
 			for c.exchange() == nil {

@@ -267,7 +267,8 @@ func parsePacket(b []byte) (p packet, refusal, ok bool) {
 	default:
 		return p, false, false
 	}
-	if icmp := proto == 1 && len(b) > 8 && b[0] == 3 || proto == 58 && len(b) > 8 && b[0] == 1; icmp {
+	// ICMPv6 calls a protocol that nobody speaks an unrecognized header (RFC 4443 §3.4), ICMP an unreachable one.
+	if icmp := len(b) > 8 && (proto == 1 && b[0] == 3 || proto == 58 && (b[0] == 1 || b[0] == 4 && b[1] == 1)); icmp {
 		p, _, ok = parsePacket(b[8:])
 		return p, true, ok
 	}

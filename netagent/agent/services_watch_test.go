@@ -5,15 +5,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/braidnet/braid/internal/kernel/ipt"
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
 	"github.com/braidnet/braid/internal/model"
 )
@@ -29,16 +27,16 @@ type rulesLab struct {
 func newRulesLab(t *testing.T, mode string) *rulesLab {
 	t.Helper()
 	l := &rulesLab{NS: nstest.New(t), mode: mode}
-	asked, path := mode, os.Getenv("PATH")
+	asked := mode
 	if mode == "legacy" {
 		asked = "iptables"
-		onlyLegacy(t)
+		needVariant(t, ipt.Legacy)
+		l.Exec(t, "iptables-legacy", "-t", "mangle", "-N", traces.Chains[0]) // as the kubelet shows its choice
 	}
 	l.Run(t, func() (err error) {
 		l.services, err = newTestServices(Config{Node: "n1", ServiceMode: asked, Log: slog.New(slog.DiscardHandler)})
 		return err
 	})
-	t.Setenv("PATH", path)
 	t.Cleanup(l.services.close)
 	l.set(t, 1, 1)
 	return l
@@ -47,25 +45,6 @@ func newRulesLab(t *testing.T, mode string) *rulesLab {
 func newTestServices(c Config) (*services, error) {
 	l := newLedger()
 	return newServices(c, l, newProxyMetrics(l))
-}
-
-// onlyLegacy leaves no other tools of iptables to be found.
-func onlyLegacy(t *testing.T) {
-	t.Helper()
-	dir := t.TempDir()
-	for _, base := range []string{"iptables-legacy", "ip6tables-legacy"} {
-		for _, suffix := range []string{"-restore", "-save"} {
-			tool, err := exec.LookPath(base + suffix)
-			if err != nil {
-				t.Skipf("%s%s is not installed", base, suffix)
-			}
-			if err := os.Symlink(tool, filepath.Join(dir, base+suffix)); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	t.Setenv("PATH", dir)
-	t.Setenv("XTABLES_LOCKFILE", filepath.Join(dir, "lock")) // the machine's own lock is not ours to take
 }
 
 // set makes service number i have the backend 10.9.0.b and steps.

@@ -172,7 +172,7 @@ func (w *world) model(p packet) map[fate]bool {
 	if len(list) == 0 {
 		return map[fate]bool{map[service.Empty]string{service.Drop: "DROP", service.Reject: "REJECT"}[f.Empty]: true}
 	}
-	pod := inRange(w.net.LocalPods, p.src)
+	pod := inRange(w.net.LocalPods, p.src) && !p.srcLocal
 	masquerade := f.Masquerade == service.MasqueradeAll || f.Masquerade == service.MasqueradeForeign && !pod ||
 		f.Local() && len(f.Inside) > 0 && !pod && p.srcLocal
 	out := map[fate]bool{}
@@ -222,7 +222,7 @@ func (w *world) checkPackets(t *testing.T) {
 			p.dst = []netip.Addr{node, loopback, addr("65.0.0.1", "::5")}[w.rnd.IntN(3)]
 			p.dstLocal = true
 		}
-		p.srcLocal = p.src == node
+		p.srcLocal = p.src == node || w.rnd.IntN(8) == 0
 		p.dstLocal = p.dstLocal || p.dst == node || w.rnd.IntN(8) == 0
 		got, rules := w.kernel.fates(t, p)
 		if want := w.model(p); !maps.Equal(got, want) {
