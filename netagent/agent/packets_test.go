@@ -254,7 +254,7 @@ func TestPackets(t *testing.T) {
 
 func runPackets(t *testing.T, seed int64, construct func(*slog.Logger) (service.Dataplane, error)) {
 	w := world{rand.New(rand.NewPCG(uint64(seed), 11))}
-	r := packetRun{packetLab: newPacketLab(t), world: w, memory: map[string][]netip.AddrPort{}}
+	r := packetRun{packetLab: newPacketLab(t), world: w, memory: map[string][]netip.AddrPort{}, before: map[string][]netip.AddrPort{}}
 	r.construct(construct)
 	all, net := w.table(25), w.net()
 	r.do("Replace", func() error { return r.plane.Replace(all, net) })
@@ -274,6 +274,7 @@ type packetRun struct {
 	world
 	plane  service.Dataplane
 	memory map[string][]netip.AddrPort // session and client → where it went since the last change
+	before map[string][]netip.AddrPort // and before that
 	ports  uint16
 }
 
@@ -290,7 +291,10 @@ func (r *packetRun) do(what string, step func() error) {
 
 // change alters the table and returns the delta.
 func (r *packetRun) change(all *[]service.Frontend, net *service.Net) (d service.Delta) {
-	clear(r.memory) // what a frontend remembers of a backend that leaves and comes back is not promised
+	for session, went := range r.memory { // whether a backend that leaves and comes back is remembered is not promised
+		r.before[session] = append(r.before[session], went...)
+	}
+	clear(r.memory)
 	next := slices.Clone(*all)
 	for range 4 {
 		switch i := r.IntN(len(next)); r.IntN(3) {
@@ -365,6 +369,11 @@ func (r *packetRun) remembered(all []service.Frontend, net service.Net, p packet
 			}
 		}
 		if len(left) > 0 {
+			for _, b := range r.before[session] {
+				if slices.Contains(e.backends, b) {
+					left = append(left, b)
+				}
+			}
 			e.backends = left
 		}
 		return session

@@ -3,6 +3,7 @@ package iptables
 import (
 	"fmt"
 	"math"
+	"net/netip"
 	"time"
 
 	"github.com/braidnet/braid/netagent/service"
@@ -26,9 +27,19 @@ func inside(f *service.Frontend) []service.Backend {
 	return f.Inside
 }
 
+// sources returns the ranges of the frontend's own family: no packet to it comes from another.
+func sources(f *service.Frontend) (list []netip.Prefix) {
+	for _, p := range f.Sources {
+		if p.Addr().Is4() == f.Addr.Is4() {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
 // translates reports whether any connection to the frontend has somewhere to go.
 func translates(f *service.Frontend) bool {
-	return (len(f.Backends) > 0 || len(inside(f)) > 0) && (!f.Filtered || len(f.Sources) > 0)
+	return (len(f.Backends) > 0 || len(inside(f)) > 0) && (!f.Filtered || len(sources(f)) > 0)
 }
 
 // frontendChains returns the chains of one frontend's own:
@@ -54,7 +65,7 @@ func (f family) frontendChains(fe *service.Frontend) map[chainID][]string {
 }
 
 func sourceRules(f *service.Frontend, match, target string) (rules []string) {
-	for _, p := range f.Sources {
+	for _, p := range sources(f) {
 		rules = append(rules, rule(source(p), match, target))
 	}
 	return rules
@@ -120,7 +131,8 @@ func (f family) balance(fe *service.Frontend, backends []service.Backend, chains
 // recent renders a look into, or an entry to, the list of clients of a backend. Lists belong to the
 // kernel's match `recent`: they live as long as a rule names them, so a backend that left is forgotten,
 // and a rewritten chain keeps them. A list holds the last 100 clients (the module's parameter
-// ip_list_tot, which it takes only when it is loaded); who was pushed out is balanced anew.
+// ip_list_tot, which it takes only when it is loaded); who was pushed out is balanced anew. One of a client
+// who used two frontends with different backends is on two lists, and the first in order counts.
 func (f family) recent(fe *service.Frontend, b service.Backend, action string) string {
 	return fmt.Sprintf("-m recent %s --name %s --mask %s --rsource", action, sessionList(fe, b), f.mask)
 }
@@ -133,7 +145,7 @@ func seconds(d time.Duration) int64 {
 // refusesSome reports whether the filter table must tell clients apart: those who may use the frontend
 // are refused, since there is no endpoint, and others are dropped.
 func refusesSome(f *service.Frontend) bool {
-	return f.Filtered && len(f.Sources) > 0 && len(f.Backends) == 0 && f.Empty == service.Reject
+	return f.Filtered && len(sources(f)) > 0 && len(f.Backends) == 0 && f.Empty == service.Reject
 }
 
 // dispatch returns for each table the rule by which a packet finds the frontend, "" for none.
