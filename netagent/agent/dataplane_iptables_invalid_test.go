@@ -131,7 +131,7 @@ func (c *longConn) disturb(t *testing.T) {
 	peer := netip.MustParseAddrPort(c.accept.RemoteAddr().String())
 	send, received := c.numbers(t)
 	c.server.Run(t, func() error {
-		return sendRaw(peer.Addr().Unmap(), tcpSegment(c.addr, peer.Addr().Unmap(), longPort, peer.Port(), send+1<<28, received))
+		return sendRaw(peer.Addr().Unmap(), segmentBytes(c.addr, peer.Addr().Unmap(), longPort, peer.Port(), send+1<<28, received))
 	})
 }
 
@@ -182,8 +182,8 @@ func sendRaw(to netip.Addr, segment []byte) error {
 	return nil
 }
 
-// tcpSegment is a TCP header with ACK and PSH and one byte of data (RFC 9293 section 3.1), with its checksum.
-func tcpSegment(from, to netip.Addr, sport, dport uint16, seq, ack uint32) []byte {
+// segmentBytes is a TCP header with ACK and PSH and one byte of data (RFC 9293 section 3.1), with its checksum.
+func segmentBytes(from, to netip.Addr, sport, dport uint16, seq, ack uint32) []byte {
 	s := make([]byte, 21)
 	binary.BigEndian.PutUint16(s[0:], sport)
 	binary.BigEndian.PutUint16(s[2:], dport)
