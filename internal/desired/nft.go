@@ -86,6 +86,7 @@ type NFTSet struct {
 	Key      []NFTType
 	Value    []NFTType // none: a set; NFTVerdict: a verdict map
 	Interval bool      // elements are ranges of a single-type key
+	Dynamic  int       // elements come by rules and go by their timeouts: how many there may be; 0: they come by NFTOps
 }
 
 // NFTElement is one element of a set or map. Key and Value are padded per field to four bytes, as

@@ -137,6 +137,9 @@ func (t *transaction) set(op []desired.NFTOp, s *desired.NFTSet) {
 	if len(s.Value) > 0 {
 		flags |= unix.NFT_SET_MAP
 	}
+	if s.Dynamic > 0 {
+		flags |= unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT
+	}
 	t.buf.string(unix.NFTA_SET_TABLE, op[0].Table)
 	t.buf.string(unix.NFTA_SET_NAME, s.Name)
 	t.buf.u32(unix.NFTA_SET_FLAGS, flags)
@@ -151,6 +154,11 @@ func (t *transaction) set(op []desired.NFTOp, s *desired.NFTSet) {
 	default:
 		t.buf.u32(unix.NFTA_SET_DATA_TYPE, magic)
 		t.buf.u32(unix.NFTA_SET_DATA_LEN, bytes)
+	}
+	if s.Dynamic > 0 {
+		n := t.buf.nest(unix.NFTA_SET_DESC)
+		t.buf.u32(unix.NFTA_SET_DESC_SIZE, uint32(s.Dynamic))
+		t.buf.close(n)
 	}
 	if s.Comment != "" {
 		t.buf.bytes(unix.NFTA_SET_USERDATA, udata(commentOfSet, s.Comment))

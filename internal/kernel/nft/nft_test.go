@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
@@ -165,6 +166,32 @@ func TestApplyAtHoldsTheRuleset(t *testing.T) {
 	}
 	if got := mustRead(t, c).Elements; len(got) != 1 || got[0].Key != num(1) {
 		t.Errorf("elements %+v, want only 1", got)
+	}
+}
+
+// TestDynamicSet: what packets put into a set is not listed with the table, and there may be no more than was said.
+func TestDynamicSet(t *testing.T) {
+	c, ns := open(t)
+	def := testTable()
+	const size = 3
+	def.Sets = append(def.Sets, desired.NFTSet{Name: "seen", Key: []desired.NFTType{desired.NFTMark}, Value: []desired.NFTType{desired.NFTIPv6Addr}, Dynamic: size})
+	def.Chains[1].Rules = []desired.NFTRule{{Exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Payload{DestRegister: 2, Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 16},
+		&expr.Dynset{SrcRegKey: 1, SrcRegData: 2, SetName: "seen", Timeout: time.Minute},
+	}}}
+	mustApply(t, c, addTable(def))
+	for i := range size + 1 {
+		err := c.Apply([]desired.NFTOp{addElement(desired.NFTElement{Set: "seen", Key: num(i), Value: address(byte(i))})})
+		if full := errors.Is(err, unix.ENFILE); full != (i == size) || err != nil && !full {
+			t.Errorf("element %d of %d: error %v", i+1, size, err)
+		}
+	}
+	if got := mustRead(t, c); !got.Sets["seen"] || len(got.Elements) != 0 {
+		t.Errorf("read %+v, want the set without its elements", got)
+	}
+	if listed := ns.Exec(t, "nft", "list", "map", "ip6", testName, "seen"); !strings.Contains(listed, "flags dynamic,timeout") || !strings.Contains(listed, "fd00::2") {
+		t.Errorf("nft lists\n%s", listed)
 	}
 }
 

@@ -16,7 +16,7 @@ var errChanged = errors.New("the ruleset changed while it was listed")
 // readTries is how often Read lists before it is content with a listing that something changed under.
 const readTries = 10
 
-// Read lists a table: nil when there is none. When any table of the namespace changes meanwhile it
+// Read lists a table, without the elements of dynamic sets: nil when there is none. When any table of the namespace changes meanwhile it
 // starts again, but not for ever: on a node where others are busy no listing would ever do. What
 // such a listing has wrong, the kernel refuses to change, or the next Read sees.
 func (c *Conn) Read(family desired.NFTFamily, table string) (*desired.NFTContents, error) {
@@ -115,12 +115,12 @@ func (c *Conn) read(family desired.NFTFamily, table string) (*desired.NFTContent
 	if err != nil {
 		return nil, fmt.Errorf("rules: %w", err)
 	}
-	intervals := map[string]bool{}
+	flags := map[string]uint32{}
 	err = c.query(unix.NFT_MSG_GETSET, unix.NLM_F_DUMP, family, []string{unix.NFTA_SET_TABLE: table}, func(a fields) {
 		if text(a.get(unix.NFTA_SET_TABLE)) == table {
 			name := text(a.get(unix.NFTA_SET_NAME))
 			got.Sets[name] = true
-			intervals[name] = u32(a.get(unix.NFTA_SET_FLAGS))&unix.NFT_SET_INTERVAL != 0
+			flags[name] = u32(a.get(unix.NFTA_SET_FLAGS))
 		}
 	})
 	if err != nil {
@@ -128,7 +128,10 @@ func (c *Conn) read(family desired.NFTFamily, table string) (*desired.NFTContent
 	}
 	var changed error
 	for name := range got.Sets {
-		elements, err := c.elements(family, table, name, intervals[name])
+		if flags[name]&unix.NFT_SET_EVAL != 0 {
+			continue // its elements are the packets' business, and may be very many
+		}
+		elements, err := c.elements(family, table, name, flags[name]&unix.NFT_SET_INTERVAL != 0)
 		if err != nil && !errors.Is(err, errChanged) {
 			return nil, fmt.Errorf("elements of %s: %w", name, err)
 		}
