@@ -273,7 +273,7 @@ type packetRun struct {
 	*packetLab
 	world
 	plane  service.Dataplane
-	memory map[string][]netip.AddrPort // session and client → where it went since the last change
+	memory map[string][]netip.AddrPort // session and client → where it went since the last change, the last behind
 	before map[string][]netip.AddrPort // and before that
 	ports  uint16
 }
@@ -343,15 +343,17 @@ func (r *packetRun) check(when string, all []service.Frontend, net service.Net, 
 				r.t.Fatalf("%s: %s %s → %s was %s\ntable:\n%s\nnet: %+v\nrules:\n%s", when, p.protocol, p.src, p.dst, wrong, printTable(all), net,
 					(&dpLab{node: &dpHost{NS: r.node}}).rules(r.t))
 			}
-			if session != "" && f.sent != nil && !slices.Contains(r.memory[session], f.sent.dst) {
-				r.memory[session] = append(r.memory[session], f.sent.dst)
+			if session != "" && f.sent != nil {
+				earlier := slices.DeleteFunc(r.memory[session], func(b netip.AddrPort) bool { return b == f.sent.dst })
+				r.memory[session] = append(earlier, f.sent.dst)
 			}
 		}
 	}
 }
 
 // remembered leaves of the backends those that the client has been sent to before, if the service
-// port keeps clients and any of them is usable here.
+// port keeps clients and the last of them is usable here. Where it is not, it is forgotten, and whether a mode
+// knows earlier ones is not promised.
 func (r *packetRun) remembered(all []service.Frontend, net service.Net, p packet, e *expected) (session string) {
 	for i := range all {
 		f := &all[i]
@@ -368,7 +370,7 @@ func (r *packetRun) remembered(all []service.Frontend, net service.Net, p packet
 				left = append(left, b)
 			}
 		}
-		if len(left) > 0 {
+		if n := len(r.memory[session]); n > 0 && slices.Contains(left, r.memory[session][n-1]) {
 			for _, b := range r.before[session] {
 				if slices.Contains(e.backends, b) {
 					left = append(left, b)
