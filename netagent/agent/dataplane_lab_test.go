@@ -139,9 +139,19 @@ func (h *dpHost) get(to netip.AddrPort) (dpReply, error) { return h.exchange("tc
 // datagram sends one UDP datagram and reads the answer.
 func (h *dpHost) datagram(to netip.AddrPort) (dpReply, error) { return h.exchange("udp", to, patience) }
 
+// getAs is get with one of the host's addresses as source.
+func (h *dpHost) getAs(source netip.Addr, to netip.AddrPort) (dpReply, error) {
+	return h.exchangeBy(net.Dialer{LocalAddr: &net.TCPAddr{IP: source.AsSlice()}}, "tcp", to, patience)
+}
+
 func (h *dpHost) exchange(network string, to netip.AddrPort, patience time.Duration) (r dpReply, err error) {
+	return h.exchangeBy(net.Dialer{}, network, to, patience)
+}
+
+func (h *dpHost) exchangeBy(d net.Dialer, network string, to netip.AddrPort, patience time.Duration) (r dpReply, err error) {
 	var c net.Conn
-	if err := h.Do(func() (err error) { c, err = net.DialTimeout(network, to.String(), patience); return err }); err != nil {
+	d.Timeout = patience
+	if err := h.Do(func() (err error) { c, err = d.Dial(network, to.String()); return err }); err != nil {
 		return r, err
 	}
 	defer c.Close()

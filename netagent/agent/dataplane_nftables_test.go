@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
@@ -52,6 +53,13 @@ func contents(t *testing.T, p *nftablesPlane) (out []string) {
 			out = append(out, fmt.Sprintf("%s %s %x-%x : %x %s %q", f, e.Set, key, e.End, e.Value, e.Goto, e.Comment))
 		}
 	}
+	for f, c := range have {
+		for name := range c.Rules {
+			if strings.Contains(name, "sources-") { // these go with their last frontend, other chains need not
+				out = append(out, fmt.Sprintf("%s chain %s", f, name))
+			}
+		}
+	}
 	slices.Sort(out)
 	return out
 }
@@ -60,7 +68,7 @@ func contents(t *testing.T, p *nftablesPlane) (out []string) {
 // it is for. The text is that of one version of nft.
 func TestNFTablesListing(t *testing.T) {
 	ns := nstest.New(t)
-	all, net := dpState()
+	all, net := dpEverything()
 	mustReplace(t, nftablesIn(t, ns), all, net)
 	got := ns.Exec(t, "nft", "list", "ruleset")
 	ns.Exec(t, "nft", "-j", "list", "ruleset") // other programs read it so
@@ -183,7 +191,19 @@ func randomFrontend(rng *rand.Rand) service.Frontend {
 	for next := a.pod1; len(backends) < rng.IntN(6); next = next.Next() {
 		backends = append(backends, service.Backend{AddrPort: netip.AddrPortFrom(next, dpTarget), Local: rng.IntN(2) == 0})
 	}
-	return dpFrontend("web", kind, model.TCP, addr, uint16(80+rng.IntN(2)), backends...)
+	f := dpFrontend("web", kind, model.TCP, addr, uint16(80+rng.IntN(2)), backends...)
+	f.Affinity = time.Duration(rng.IntN(3)) * time.Minute
+	if rng.IntN(3) == 0 {
+		f.Masquerade, f.Inside = service.MasqueradeNone, backends
+		f.Backends = slices.DeleteFunc(slices.Clone(backends), func(b service.Backend) bool { return !b.Local })
+	}
+	if rng.IntN(3) == 0 {
+		f.Filtered = true
+		for range rng.IntN(3) {
+			f.Sources = append(f.Sources, netip.PrefixFrom(addr, rng.IntN(addr.BitLen())).Masked())
+		}
+	}
+	return f
 }
 
 // TestNFTablesChurn opens connections without pause while the backends of their service change, and
@@ -357,7 +377,7 @@ func TestNFTablesProbe(t *testing.T) {
 	bad := probe(desired.NFTIPv4)
 	bad = slices.DeleteFunc(bad, func(op desired.NFTOp) bool { return op.Verb == desired.NFTAddTable })
 	err := p.conn.Check(bad)
-	if err == nil || !strings.Contains(err.Error(), "chain pick-2 of table ip braid-probe") {
+	if err == nil || !strings.Contains(err.Error(), "chain choose-2 of table ip braid-probe") {
 		t.Errorf("a probe that fails says %v", err)
 	}
 }

@@ -1,18 +1,30 @@
 package nftables
 
 import (
+	"cmp"
 	"slices"
+	"strings"
 
 	"github.com/braidnet/braid/internal/desired"
 )
 
-// Sets in the order in which elements are added. Transactions are cut by size, so packets may come
-// between: a frontend appears after its backends and goes before them.
-var (
-	backing = []string{setSlots, setNodeSlots, setHairpins}
-	entries = []string{setFrontends, setNodeFrontends, setRejected, setNodeRejected, setDropped, setNodeDropped}
-	pods    = []string{setLocalPods, setClusterPods}
-)
+// ordered are the sets in the order in which elements are added; they are removed in the opposite one.
+// Transactions are cut by size, so packets may come between: a frontend appears after its backends, and after the
+// sources it is limited to, and goes before them.
+var ordered = func() (sets []string) {
+	for _, set := range []string{setUsable, setUsableInside, setSessions, setSlots, setFiltered, setInside} {
+		sets = append(sets, set, setFor(true, set))
+	}
+	sets = append(sets, setHairpins)
+	for _, set := range []string{setFrontends, setRejected, setDropped} {
+		sets = append(sets, set, setFor(true, set))
+	}
+	return append(sets, setClusterIPs)
+}()
+
+// intervals are the sets of ranges. In a table just made the ranges of services come before the services:
+// until these do, connections to them are better dropped than tracked without translation.
+var intervals = []string{setLocalPods, setClusterPods, setServiceRanges, setNodeAddresses}
 
 // pairs is how many changed elements are deleted and added again in one go: a compromise between
 // long element lists and transactions that can be cut.
@@ -24,7 +36,7 @@ type edits struct {
 	rebuild  *desired.NFTTable // delete the table and make it anew
 	fresh    *desired.NFTTable // make the table, there is none
 	chains   []desired.NFTChain
-	unneeded []string // chains, those that lead to others first
+	unneeded []string // chains
 	sets     map[string]*setEdits
 }
 
@@ -94,14 +106,15 @@ func (e *edits) ops() []desired.NFTOp {
 	case e.fresh != nil:
 		o.op(desired.NFTOp{Verb: desired.NFTAddTable, Def: e.fresh})
 	}
+	slices.SortFunc(e.chains, func(a, b desired.NFTChain) int { return byRank(e.family, a.Name, b.Name) })
 	for i := range e.chains {
 		o.op(desired.NFTOp{Verb: desired.NFTAddChain, Chain: &e.chains[i]})
 	}
-	for _, name := range pods { // no range may overlap another, so old ones go first
+	for _, name := range intervals { // no range may overlap another, so old ones go first
 		s := e.set(name)
 		o.replace(slices.Concat(s.remove, s.was), slices.Concat(s.add, s.is))
 	}
-	for _, name := range slices.Concat(backing, entries) {
+	for _, name := range ordered {
 		s := e.set(name)
 		for i := 0; i < len(s.was); i += pairs {
 			end := min(i+pairs, len(s.was))
@@ -109,13 +122,21 @@ func (e *edits) ops() []desired.NFTOp {
 		}
 		o.elements(desired.NFTAddElement, s.add)
 	}
-	for _, name := range slices.Concat(entries, backing) {
+	for _, name := range slices.Backward(ordered) {
 		o.elements(desired.NFTDeleteElement, e.set(name).remove)
 	}
+	slices.SortFunc(e.unneeded, func(a, b string) int { return byRank(e.family, b, a) })
 	for _, name := range e.unneeded {
 		o.op(desired.NFTOp{Verb: desired.NFTDeleteChain, Chain: &desired.NFTChain{Name: name}})
 	}
 	return o.list
+}
+
+// byRank compares chains by name, those that others lead to before these.
+func byRank(f desired.NFTFamily, a, b string) int {
+	p, _ := parsePick(f, a)
+	q, _ := parsePick(f, b)
+	return cmp.Or(cmp.Compare(p.rank(), q.rank()), strings.Compare(a, b))
 }
 
 // opList appends operations on one family's table.

@@ -9,48 +9,89 @@ import (
 	"github.com/braidnet/braid/netagent/service"
 )
 
-// Elements are a frontend's elements: where it is found, its backends in the order of f.Backends,
-// and the backends on this node that may reach themselves through it. Hairpin elements of different
-// frontends may be equal; all others are the frontend's own.
+// Elements are a frontend's elements: where it is found, its backends in the order of f.Backends and
+// f.Inside, what its affinity and sources need, and those it may share with others (see shared).
 func Elements(f *service.Frontend) []desired.NFTElement {
 	if !known(f.Protocol) {
 		return nil
 	}
-	p, ok := PickOf(f)
-	key := entry(f.Key)
-	name := f.Name()
-	found := desired.NFTElement{Key: string(key), Comment: name + " " + f.Kind.String()}
-	if !ok {
-		found.Set = p.set(setRejected, setNodeRejected)
+	e := elements{f: f, node: f.Kind == service.NodePort, key: entry(f.Key)}
+	e.list = make([]desired.NFTElement, 0, 2+len(f.Backends))
+	named := f.Name() + " " + f.Kind.String()
+	if c, filtered := filteredBy(f); filtered {
+		e.add(setFiltered, desired.NFTElement{Goto: c.Name, Comment: named})
+	}
+	if f.Kind == service.ClusterIP {
+		e.list = append(e.list, desired.NFTElement{Set: setClusterIPs, Key: string(f.Addr.AsSlice())})
+	}
+	p, inside := Picks(f)
+	if p == nil {
+		set := setRejected
 		if f.Empty == service.Drop {
-			found.Set = p.set(setDropped, setNodeDropped)
+			set = setDropped
 		}
-		return []desired.NFTElement{found}
+		e.add(set, desired.NFTElement{Comment: named})
+		return e.list
 	}
-	found.Set = p.set(setFrontends, setNodeFrontends)
-	found.Goto = p.chain()
-	out := make([]desired.NFTElement, 0, 1+p.Backends)
-	out = append(out, found)
-	slots := p.set(setSlots, setNodeSlots)
-	for i, b := range f.Backends[:p.Backends] {
-		out = append(out, desired.NFTElement{
-			Set: slots, Key: string(number(key, uint32(i))), Value: backend(b.AddrPort), Comment: name,
-		})
+	e.add(setFrontends, desired.NFTElement{Goto: p.chain(), Comment: named})
+	e.backends(0, setUsable, f.Backends)
+	if inside != nil {
+		e.add(setInside, desired.NFTElement{Goto: inside.chain(), Comment: named})
+		e.backends(insideSlots, setUsableInside, f.Inside)
 	}
-	for _, b := range f.Backends[:p.Backends] {
-		if b.Local {
-			a := string(b.Addr().AsSlice())
-			out = append(out, desired.NFTElement{Set: setHairpins, Key: a + a})
-		}
+	if f.Affinity > 0 {
+		e.add(setSessions, desired.NFTElement{Value: string(number(number(nil, 0), session(f))), Comment: f.SessionName()})
 	}
-	return out
+	return e.list
 }
 
-// NetElements are the elements that pod addresses need in one family.
+// maxComment is what nftables takes, bytes. A comment cut there is found again as it was written.
+const maxComment = 127
+
+// elements collects those of one frontend.
+type elements struct {
+	f    *service.Frontend
+	node bool
+	key  []byte // address, protocol, port
+	list []desired.NFTElement
+}
+
+// add adds an element whose key begins with the frontend's; more follows it.
+func (e *elements) add(set string, el desired.NFTElement, more ...byte) {
+	el.Set, el.Key = setFor(e.node, set), string(e.key)+string(more)
+	el.Comment = el.Comment[:min(len(el.Comment), maxComment)]
+	e.list = append(e.list, el)
+}
+
+// backends adds what one list of backends needs; its slots count from first on.
+func (e *elements) backends(first uint32, usable string, list []service.Backend) {
+	name := e.f.Name()
+	list = list[:min(len(list), maxBackends)]
+	for i, b := range list {
+		e.add(setSlots, desired.NFTElement{Value: backend(b.AddrPort), Comment: name}, number(nil, first+uint32(i))...)
+	}
+	if e.f.Affinity > 0 {
+		for _, b := range list {
+			e.add(usable, desired.NFTElement{Comment: name}, []byte(backend(b.AddrPort))...)
+		}
+	}
+	for _, b := range list {
+		if b.Local {
+			a := string(b.Addr().AsSlice())
+			e.list = append(e.list, desired.NFTElement{Set: setHairpins, Key: a + a})
+		}
+	}
+}
+
+// shared reports whether elements of the set may belong to several frontends. All others are one frontend's own.
+func shared(set string) bool { return set == setHairpins || set == setClusterIPs }
+
+// NetElements are the elements that the addresses of pods, services and the node need in one family.
 func NetElements(f desired.NFTFamily, net service.Net) []desired.NFTElement {
 	// Local pods are pods of the cluster, whatever else the list of all nodes lacks for the moment.
-	all := append(slices.Clone(net.ClusterPods), net.LocalPods...)
-	return append(merged(f, setLocalPods, net.LocalPods), merged(f, setClusterPods, all)...)
+	all := slices.Concat(net.ClusterPods, net.LocalPods)
+	return slices.Concat(merged(f, setLocalPods, net.LocalPods), merged(f, setClusterPods, all),
+		merged(f, setServiceRanges, net.Services), merged(f, setNodeAddresses, net.NodePorts))
 }
 
 // merged turns prefixes into disjoint ranges, as interval sets need them: overlapping and touching

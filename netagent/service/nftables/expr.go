@@ -10,12 +10,17 @@ import (
 
 // Kernel numbers the rules compare with.
 const (
+	ctInvalid   = 1 << 0 // NF_CT_STATE_INVALID_BIT
 	ctNew       = 1 << 3 // NF_CT_STATE_BIT(IP_CT_NEW)
 	ctDNAT      = 1 << 5 // IPS_DST_NAT
 	fibLocal    = 2      // RTN_LOCAL
 	rejectICMP  = 0      // NFT_REJECT_ICMP_UNREACH
 	rejectReset = 1      // NFT_REJECT_TCP_RST
 	ngRandom    = 1      // NFT_NG_RANDOM
+
+	dynsetAdd    = 0 // NFT_DYNSET_OP_ADD
+	dynsetUpdate = 1 // NFT_DYNSET_OP_UPDATE
+	dynsetDelete = 2 // NFT_DYNSET_OP_DELETE
 )
 
 // register0 is the first of sixteen registers of four bytes; a concatenated key fills consecutive ones.
@@ -33,8 +38,9 @@ func rule(comment string, parts ...tokens) desired.NFTRule {
 }
 
 // key loads fields side by side into registers from the first on.
-func key(fields ...func(reg uint32) (expr.Any, uint32)) (t tokens) {
-	reg := uint32(register0)
+func key(fields ...field) tokens { return keyAt(register0, fields...) }
+
+func keyAt(reg uint32, fields ...field) (t tokens) {
 	for _, f := range fields {
 		e, bytes := f(reg)
 		t = append(t, e)
@@ -63,9 +69,10 @@ func destinationPort(reg uint32) (expr.Any, uint32) {
 	return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}, 2
 }
 
-func random(below int) field {
+// draw is a number of n from the first on, at random.
+func draw(n int, first uint32) field {
 	return func(reg uint32) (expr.Any, uint32) {
-		return &expr.Numgen{Register: reg, Modulus: uint32(below), Type: ngRandom}, 4
+		return &expr.Numgen{Register: reg, Modulus: uint32(n), Type: ngRandom, Offset: first}, 4
 	}
 }
 
@@ -111,8 +118,8 @@ func anyBit(bits uint32) tokens {
 	return append(masked(native(bits), native(0)), notEqual(native(0))...)
 }
 
-func newConnection() tokens {
-	return append(tokens{&expr.Ct{Key: expr.CtKeySTATE, Register: register0}}, anyBit(ctNew)...)
+func state(bits uint32) tokens {
+	return append(tokens{&expr.Ct{Key: expr.CtKeySTATE, Register: register0}}, anyBit(bits)...)
 }
 
 func destinationTranslated() tokens {
@@ -121,7 +128,11 @@ func destinationTranslated() tokens {
 
 // towards matches destinations in (or, negated, outside) a prefix.
 func (f family) towards(p netip.Prefix, inside bool) tokens {
-	t := key(f.destination())
+	return within(key(f.destination()), p, inside)
+}
+
+// within matches when the address that t loads is in (or, negated, outside) a prefix.
+func within(t tokens, p netip.Prefix, inside bool) tokens {
 	addr := p.Addr().AsSlice()
 	if p.Bits() < p.Addr().BitLen() {
 		mask := make([]byte, len(addr))
@@ -139,6 +150,11 @@ func (f family) towards(p netip.Prefix, inside bool) tokens {
 // localDestination matches packets to an address of this node.
 func localDestination() tokens {
 	return append(tokens{&expr.Fib{Register: register0, FlagDADDR: true, ResultADDRTYPE: true}}, equal(native(fibLocal))...)
+}
+
+// localSource matches packets from an address of this node.
+func localSource() tokens {
+	return append(tokens{&expr.Fib{Register: register0, FlagSADDR: true, ResultADDRTYPE: true}}, equal(native(fibLocal))...)
 }
 
 func isTCP() tokens { return append(key(protocol), equal([]byte{6})...) }
@@ -159,11 +175,11 @@ func goTo(chain string) tokens { return tokens{&expr.Verdict{Kind: expr.VerdictG
 func drop() tokens             { return tokens{&expr.Verdict{Kind: expr.VerdictDrop}} }
 func leave() tokens            { return tokens{&expr.Verdict{Kind: expr.VerdictReturn}} }
 
-// translate sends the connection to the address and port that a map put into the registers.
-func (f family) translate() tokens {
+// translate sends the connection to the address and port that a map put into registers from reg on.
+func (f family) translate(reg uint32) tokens {
 	return tokens{&expr.NAT{
-		Type: expr.NATTypeDestNAT, Family: uint32(f.nft), RegAddrMin: register0,
-		RegProtoMin: register0 + uint32(f.addr.Bytes)/4, Specified: true,
+		Type: expr.NATTypeDestNAT, Family: uint32(f.nft), RegAddrMin: reg,
+		RegProtoMin: reg + uint32(f.addr.Bytes)/4, Specified: true,
 	}}
 }
 

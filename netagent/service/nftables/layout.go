@@ -3,16 +3,19 @@
 // elements; no rule is ever written for it, and the cost of a packet does not grow with their number.
 //
 // A new connection to 10.96.0.10:53/udp looks its address up in the map frontends and finds one of
-// few chains, by the number of backends: pick-3, say, whose rule draws a number below three, looks
-// 10.96.0.10:53/udp with that number up in the map slots, and translates to what it finds there.
-// Node ports do the same with maps of their own, keyed by port, for the node's own addresses.
+// few chains, by who is masqueraded and by the number of backends: pick-3, say. That marks the packet
+// if its source is no pod of this node and goes on to choose-3, whose rule draws a number below three,
+// looks 10.96.0.10:53/udp with that number up in the map slots, and translates to what it finds there.
+// Node ports do the same with maps of their own, keyed by port, for the node's own addresses. With
+// session affinity the chain is pick-3-for-10800 (seconds), and asks a memory before it draws.
+//
+// Before that, refused, dropped and filtered connections leave in chains that see the packet first.
 //
 // The package is pure: it makes lists of kernel changes and never touches the kernel.
 package nftables
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net/netip"
 
 	"github.com/braidnet/braid/internal/desired"
@@ -27,40 +30,44 @@ const TableName = "braid"
 // be replaced, cleared when that is done. Other bits are left as they are.
 const MasqueradeMark = 0x4000
 
-// Names of sets and maps.
+// Names of sets and maps. Those for node ports have "node-" before them and the address left out of
+// their keys.
 const (
-	setFrontends     = "frontends"      // address, protocol, port → chain
-	setSlots         = "slots"          // address, protocol, port, number → backend
-	setRejected      = "rejected"       // address, protocol, port
-	setDropped       = "dropped"        // address, protocol, port
-	setNodeFrontends = "node-frontends" // the same without address, for node ports
-	setNodeSlots     = "node-slots"
-	setNodeRejected  = "node-rejected"
-	setNodeDropped   = "node-dropped"
+	setFrontends = "frontends" // address, protocol, port → chain
+	setInside    = "inside"    // the same, for pods of this node and the node itself where they have a short-cut
+	setSlots     = "slots"     // address, protocol, port, number → backend
+	setFiltered  = "filtered"  // address, protocol, port → chain for a list of sources
+	setRejected  = "rejected"  // address, protocol, port
+	setDropped   = "dropped"   // address, protocol, port
+	setSessions  = "sessions"  // address, protocol, port → number for the service port
+	setUsable    = "usable"    // address, protocol, port, backend
+
+	setUsableInside  = "inside-usable" // the same for Frontend.Inside
+	setAffinity      = "affinity"      // client, session → backend
+	setClusterIPs    = "cluster-ips"
 	setHairpins      = "hairpins"
 	setLocalPods     = "local-pods"
 	setClusterPods   = "cluster-pods"
+	setServiceRanges = "service-ranges"
+	setNodeAddresses = "node-addresses"
 )
+
+const nodeWord = "node-"
 
 // Names of chains.
 const (
 	chainFilterPrerouting = "filter-prerouting"
 	chainFilterOutput     = "filter-output"
+	chainNew              = "new-connections"
+	chainInvalid          = "invalid-packets"
 	chainNoBackends       = "no-backends"
-	chainNodeNoBackends   = "node-no-backends"
+	chainNodePorts        = "node-ports"
 	chainRefuse           = "refuse"
 	chainPrerouting       = "nat-prerouting"
 	chainOutput           = "nat-output"
 	chainPostrouting      = "nat-postrouting"
 	chainServices         = "services"
 	chainMasquerade       = "replace-source"
-)
-
-// Names of the chains for a number of backends are one of these words, "node-" before it for node ports, and the
-// number of backends behind it.
-const (
-	pickWord       = "pick"
-	masqueradeWord = "masquerade"
 )
 
 // family holds what differs between IPv4 and IPv6.
@@ -94,39 +101,16 @@ func familyOf(a netip.Addr) desired.NFTFamily {
 // slots of a frontend; backends beyond get no connections.
 const maxBackends = 1 << 16
 
-// Pick names the chains that connections to frontends with the same number of backends pass. There is
-// one for each distinct number, however many frontends have it.
-type Pick struct {
-	Family     desired.NFTFamily
-	Node       bool // for node ports
-	Masquerade bool // every source, not only foreign ones
-	Backends   int  // at least 1
-}
+// insideSlots is the number of the first slot of Frontend.Inside, whose slots stand behind those of
+// Frontend.Backends.
+const insideSlots = maxBackends
 
-// PickOf returns the Pick a frontend needs, false when it has no backends or no ports.
-func PickOf(f *service.Frontend) (Pick, bool) {
-	n := min(len(f.Backends), maxBackends)
-	return Pick{familyOf(f.Addr), f.Kind == service.NodePort, f.Masquerade == service.MasqueradeAll, n}, n > 0 && known(f.Protocol)
-}
-
-// chain is the name of the chain a frontend leads to, such as pick-3 or node-masquerade-2.
-func (p Pick) chain() string {
-	name := pickWord
-	if p.Masquerade {
-		name = masqueradeWord
+// setFor is the name of a set, or of its twin for node ports.
+func setFor(node bool, name string) string {
+	if node {
+		return nodeWord + name
 	}
-	if p.Node {
-		name = "node-" + name
-	}
-	return fmt.Sprintf("%s-%d", name, p.Backends)
-}
-
-// set chooses between the sets for service addresses and those for node ports.
-func (p Pick) set(service, node string) string {
-	if p.Node {
-		return node
-	}
-	return service
+	return name
 }
 
 // number appends v as registers hold numbers, in the byte order of the machine.

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/braidnet/braid/internal/desired"
@@ -29,7 +30,7 @@ func web(n int, local bool) service.Frontend {
 // TestOneEndpointIsFewElements: the promise of the layout.
 func TestOneEndpointIsFewElements(t *testing.T) {
 	const n = 1000
-	s, k := NewState(Families), kernel{}
+	s, k := NewState(Families, false), kernel{}
 	ops, _ := s.Replace([]service.Frontend{web(n, false)}, service.Net{}, nil)
 	if err := k.run(ops); err != nil {
 		t.Fatal(err)
@@ -62,7 +63,7 @@ func TestOneEndpointIsFewElements(t *testing.T) {
 }
 
 func TestApplyNeedsReplace(t *testing.T) {
-	s := NewState(Families)
+	s := NewState(Families, false)
 	if _, err := s.Apply(service.Delta{}); !errors.Is(err, errUnknown) {
 		t.Errorf("Apply before Replace: error %v", err)
 	}
@@ -83,17 +84,17 @@ func TestAlteredTableIsMadeAnew(t *testing.T) {
 		"foreign chain":  func(c *desired.NFTContents) { c.Rules["foreign"] = nil },
 		"missing rule":   func(c *desired.NFTContents) { c.Rules[chainPrerouting] = nil },
 		"foreign rule":   func(c *desired.NFTContents) { c.Rules[chainOutput] = append(c.Rules[chainOutput], "hello") },
-		"altered rule":   func(c *desired.NFTContents) { c.Rules["pick-3"][1] = "hello" },
+		"altered rule":   func(c *desired.NFTContents) { c.Rules["choose-3"][1] = "hello" },
 		"odd pick chain": func(c *desired.NFTContents) { c.Rules["pick-03"] = nil },
 	} {
 		k := kernel{}
-		ops, _ := NewState(Families).Replace(all, service.Net{}, nil)
+		ops, _ := NewState(Families, false).Replace(all, service.Net{}, nil)
 		if err := k.run(ops); err != nil {
 			t.Fatal(err)
 		}
 		want := k.canonical()
 		alter(k[desired.NFTIPv4])
-		ops, why := NewState(Families).Replace(all, service.Net{}, k.read())
+		ops, why := NewState(Families, false).Replace(all, service.Net{}, k.read())
 		if len(why) != 1 || len(ops) == 0 || ops[0].Verb != desired.NFTDeleteTable || ops[0].Family != desired.NFTIPv4 {
 			t.Errorf("%s: %d changes, why %q", what, len(ops), why)
 			continue
@@ -112,12 +113,12 @@ func TestAlteredTableIsMadeAnew(t *testing.T) {
 func TestUnneededChainsGo(t *testing.T) {
 	k := kernel{}
 	for n, all := range [][]service.Frontend{{web(3, true)}, {web(2, true)}, nil} {
-		ops, why := NewState(Families).Replace(all, service.Net{}, k.read())
+		ops, why := NewState(Families, false).Replace(all, service.Net{}, k.read())
 		if err := k.run(ops); err != nil || len(why) > 0 {
 			t.Fatalf("state %d: %v %q", n, err, why)
 		}
 	}
-	if _, there := k[desired.NFTIPv4].Rules["pick-3"]; there || len(k.canonical()) > 0 {
+	if _, there := k[desired.NFTIPv4].Rules["choose-3"]; there || len(k.canonical()) > 0 {
 		t.Errorf("chain pick-3 is there: %v; elements: %q", there, k.canonical())
 	}
 }
@@ -127,7 +128,7 @@ func TestMissingFamily(t *testing.T) {
 	six := web(1, true)
 	six.Addr = netip.MustParseAddr("fd00::1")
 	six.Backends[0].AddrPort = netip.MustParseAddrPort("[fd00::2]:80")
-	s, k := NewState(Families[:1]), kernel{}
+	s, k := NewState(Families[:1], false), kernel{}
 	ops, _ := s.Replace([]service.Frontend{web(1, true), six}, service.Net{}, nil)
 	more, err := s.Apply(service.Delta{Set: []service.Frontend{six}, Delete: []service.Key{six.Key}, Net: &service.Net{}})
 	if err != nil {
@@ -139,14 +140,22 @@ func TestMissingFamily(t *testing.T) {
 }
 
 func TestPickNames(t *testing.T) {
-	for _, p := range []Pick{{desired.NFTIPv4, false, false, 1}, {desired.NFTIPv6, true, false, 17}, {desired.NFTIPv4, false, true, 2}, {desired.NFTIPv4, true, true, 300}} {
-		if got, ok := parsePick(p.Family, p.chain()); !ok || got != p {
-			t.Errorf("parsePick(%q) = %v, %v", p.chain(), got, ok)
+	for _, f := range Families {
+		for _, c := range append(Skeleton(f, false).Chains, Samples(f)...) {
+			if p, ok := parsePick(f, c.Name); ok && (p.chain() != c.Name || p.family != f) {
+				t.Errorf("parsePick(%q) = %+v", c.Name, p)
+			} else if want := strings.ContainsAny(c.Name, "12") && !isSources(c.Name); ok != want && !strings.HasSuffix(c.Name, "outside-0") {
+				t.Errorf("parsePick(%q) says %v", c.Name, ok)
+			}
 		}
 	}
-	for _, name := range []string{"", "pick", "pick-", "pick-0", "pick--1", "pick-1x", "3", "node-3", "masquerade-pick-1", "replace-source"} {
+	if p, ok := parsePick(desired.NFTIPv4, "node-outside-2-for-90"); !ok || p != (Pick{desired.NFTIPv4, true, wordOutside, 2, 90}) {
+		t.Errorf("node-outside-2-for-90 is %+v, %v", p, ok)
+	}
+	for _, name := range []string{"", "pick", "pick-", "pick-0", "pick--1", "pick-1x", "pick-01", "3", "node-3", "masquerade-pick-1", "replace-source",
+		"pick-1-for-", "pick-1-for-0", "pick-1-for-01", "pick-1-for-1-for-1", "outside-0-for-5", "node-node-pick-1"} {
 		if p, ok := parsePick(desired.NFTIPv4, name); ok {
-			t.Errorf("parsePick(%q) = %v", name, p)
+			t.Errorf("parsePick(%q) = %+v", name, p)
 		}
 	}
 }
@@ -209,8 +218,8 @@ func TestArrangeKeepsSlots(t *testing.T) {
 func TestElementsOfManyBackends(t *testing.T) {
 	f := web(maxBackends+5, false)
 	elements := Elements(&f)
-	if len(elements) != maxBackends+1 || elements[0].Goto != fmt.Sprintf("pick-%d", maxBackends) {
-		t.Errorf("%d elements, the first goes to %s", len(elements), elements[0].Goto)
+	if len(elements) != maxBackends+2 || elements[1].Goto != fmt.Sprintf("pick-%d", maxBackends) {
+		t.Errorf("%d elements, the second goes to %s", len(elements), elements[1].Goto)
 	}
 	f.Protocol = 1
 	if got := Elements(&f); got != nil {

@@ -1,9 +1,7 @@
 package nftables
 
 import (
-	"crypto/sha256"
-	"fmt"
-	"strings"
+	"slices"
 
 	"github.com/braidnet/braid/internal/desired"
 )
@@ -18,80 +16,125 @@ const (
 )
 
 // Skeleton is the static part of our table in one family. Its comment ends in a digest of everything
-// static, so that a table of another version of Braid is recognised.
-func Skeleton(f desired.NFTFamily) desired.NFTTable {
-	t := desired.NFTTable{Family: f, Name: TableName, Sets: families[f].sets(), Chains: families[f].chains()}
+// static, so that a table of another version of Braid is recognised. Liberal is for a conntrack that is told
+// to be so (net.netfilter.nf_conntrack_tcp_be_liberal): packets that it does not understand are left alone.
+func Skeleton(f desired.NFTFamily, liberal bool) desired.NFTTable {
+	t := desired.NFTTable{Family: f, Name: TableName, Sets: families[f].sets(), Chains: families[f].chains(liberal)}
 	t.Comment = "Braid services, layout " + digest(&t)
 	return t
 }
 
-func (f family) sets() []desired.NFTSet {
+func (f family) sets() (sets []desired.NFTSet) {
 	service := []desired.NFTType{f.addr, desired.NFTInetProto, desired.NFTInetService}
-	node := service[1:]
 	chain := []desired.NFTType{desired.NFTVerdict}
 	target := []desired.NFTType{f.addr, desired.NFTInetService}
-	slot := func(key []desired.NFTType) []desired.NFTType {
-		return append(append([]desired.NFTType(nil), key...), desired.NFTMark)
+	number := []desired.NFTType{desired.NFTMark}
+	for _, node := range []bool{false, true} {
+		front, what := service, "service addresses"
+		if node {
+			front, what = service[1:], "node ports"
+		}
+		sets = append(sets,
+			desired.NFTSet{Name: setFor(node, setFrontends), Key: front, Value: chain, Comment: what + ": chain for the number of backends"},
+			desired.NFTSet{Name: setFor(node, setInside), Key: front, Value: chain, Comment: what + ": chain for pods of this node, where they take another way"},
+			desired.NFTSet{Name: setFor(node, setSlots), Key: slices.Concat(front, number), Value: target, Comment: what + " and a number below that of their backends: backend"},
+			desired.NFTSet{Name: setFor(node, setFiltered), Key: front, Value: chain, Comment: what + " for some sources only: chain for these"},
+			desired.NFTSet{Name: setFor(node, setRejected), Key: front, Comment: what + " without endpoints"},
+			desired.NFTSet{Name: setFor(node, setDropped), Key: front, Comment: what + " whose endpoints may not be used from here"},
+			desired.NFTSet{Name: setFor(node, setSessions), Key: front, Value: slices.Concat(number, number), Comment: what + " with session affinity: zero, and a number for the service port"},
+			desired.NFTSet{Name: setFor(node, setUsable), Key: slices.Concat(front, target), Comment: what + " with session affinity: backend"},
+			desired.NFTSet{Name: setFor(node, setUsableInside), Key: slices.Concat(front, target), Comment: what + " with session affinity: backend for pods of this node"},
+		)
 	}
-	return []desired.NFTSet{
-		{Name: setFrontends, Key: service, Value: chain, Comment: "service addresses: chain for the number of backends"},
-		{Name: setSlots, Key: slot(service), Value: target, Comment: "service address and a number below that of its backends: backend"},
-		{Name: setRejected, Key: service, Comment: "services without endpoints"},
-		{Name: setDropped, Key: service, Comment: "services whose endpoints may not be used from here"},
-		{Name: setNodeFrontends, Key: node, Value: chain, Comment: "node ports: as frontends"},
-		{Name: setNodeSlots, Key: slot(node), Value: target, Comment: "node ports: as slots"},
-		{Name: setNodeRejected, Key: node, Comment: "node ports without endpoints"},
-		{Name: setNodeDropped, Key: node, Comment: "node ports whose endpoints may not be used from here"},
-		{Name: setHairpins, Key: []desired.NFTType{f.addr, f.addr}, Comment: "backends on this node, which may reach themselves through a service"},
-		{Name: setLocalPods, Key: []desired.NFTType{f.addr}, Interval: true, Comment: "pod addresses of this node"},
-		{Name: setClusterPods, Key: []desired.NFTType{f.addr}, Interval: true, Comment: "pod addresses of all nodes"},
-	}
+	one := []desired.NFTType{f.addr}
+	return append(sets,
+		desired.NFTSet{Name: setAffinity, Key: slices.Concat(one, number), Value: slices.Concat(target[1:], target), Dynamic: affinityLimit, Comment: "client and number of the service port: a port it asked for, the backend it got"},
+		desired.NFTSet{Name: setClusterIPs, Key: one, Comment: "cluster IPs of services, with or without endpoints"},
+		desired.NFTSet{Name: setHairpins, Key: slices.Concat(one, one), Comment: "backends on this node, which may reach themselves through a service"},
+		desired.NFTSet{Name: setLocalPods, Key: one, Interval: true, Comment: "pod addresses of this node"},
+		desired.NFTSet{Name: setClusterPods, Key: one, Interval: true, Comment: "pod addresses of all nodes"},
+		desired.NFTSet{Name: setServiceRanges, Key: one, Interval: true, Comment: "where cluster IPs come from"},
+		desired.NFTSet{Name: setNodeAddresses, Key: one, Interval: true, Comment: "those of this node's addresses that serve node ports"},
+	)
 }
 
-func (f family) chains() []desired.NFTChain {
-	chains := append(f.filterChains(), f.natChains()...)
+func (f family) chains(liberal bool) []desired.NFTChain {
+	chains := append(f.filterChains(liberal), f.natChains()...)
 	for _, node := range []bool{false, true} {
-		// Every pick chain falls back on the one for a single backend, so that one is always there.
-		chains = append(chains, Pick{Family: f.nft, Node: node, Backends: 1}.Chains()...)
+		// All fall back on the chains for a single backend, so these are always there.
+		for _, w := range []word{wordChoose, wordInside} {
+			chains = append(chains, Pick{family: f.nft, node: node, word: w, backends: 1}.choose())
+		}
 	}
 	return chains
 }
 
-// filterChains refuse connections to frontends without backends. They run before translation,
-// while packets still carry the frontend's address.
-func (f family) filterChains() []desired.NFTChain {
-	service, node := key(f.destination(), protocol, destinationPort), key(protocol, destinationPort)
+// nodePorts are rules that lead packets to this node on to what to says about node ports.
+func (f family) nodePorts(comment string, to ...tokens) []desired.NFTRule {
+	match := []tokens{localDestination(), key(f.destination()), in(setNodeAddresses)}
+	return []desired.NFTRule{
+		rule("node ports are not served on loopback addresses", f.towards(f.loopback, true), leave()),
+		rule(comment, append(match, to...)...),
+	}
+}
+
+// filterChains refuse connections to frontends without backends, and drop those from sources that may
+// not use the frontend. They run before translation, while packets still carry the frontend's address.
+func (f family) filterChains(liberal bool) []desired.NFTChain {
+	service, node := key(f.front(false)...), key(f.front(true)...)
 	const before = priorityDNAT - 10
-	refuse := []desired.NFTRule{rule("connections to services without backends", newConnection(), goTo(chainNoBackends))}
+	enter := []desired.NFTRule{rule("new connections: are they welcome", state(ctNew), goTo(chainNew))}
+	if !liberal {
+		enter = append(enter, rule("what connection tracking cannot place", isTCP(), state(ctInvalid), goTo(chainInvalid)))
+	}
 	return []desired.NFTChain{
 		{Name: chainRefuse, Rules: []desired.NFTRule{
 			rule("refuse at once", isTCP(), reset()),
 			rule("refuse at once", f.unreachable()),
 		}},
-		{Name: chainNodeNoBackends, Rules: []desired.NFTRule{
-			rule("node port without endpoints", node, in(setNodeRejected), goTo(chainRefuse)),
-			rule("node port with endpoints elsewhere only", node, in(setNodeDropped), drop()),
+		{Name: setFor(true, chainNoBackends), Rules: []desired.NFTRule{
+			rule("node port without endpoints", node, in(setFor(true, setRejected)), goTo(chainRefuse)),
+			rule("node port with endpoints elsewhere only", node, in(setFor(true, setDropped)), drop()),
 		}},
-		{Name: chainNoBackends, Rules: []desired.NFTRule{
+		{Name: setFor(true, chainNew), Rules: []desired.NFTRule{
+			rule("for some sources only: chain for these", node, verdict(setFor(true, setFiltered))),
+			rule("", goTo(setFor(true, chainNoBackends))),
+		}},
+		{Name: chainNoBackends, Rules: append([]desired.NFTRule{
 			rule("service without endpoints", service, in(setRejected), goTo(chainRefuse)),
 			rule("service with endpoints elsewhere only", service, in(setDropped), drop()),
-			rule("node ports are not served on loopback addresses", f.towards(f.loopback, true), leave()),
-			rule("an address of this node: node ports", localDestination(), goTo(chainNodeNoBackends)),
+		}, f.nodePorts("an address of this node: node ports", goTo(setFor(true, chainNew)))...)},
+		{Name: chainNew, Rules: []desired.NFTRule{
+			rule("for some sources only: chain for these", service, verdict(setFiltered)),
+			rule("", goTo(chainNoBackends)),
 		}},
-		{Name: chainFilterPrerouting, Hook: &desired.NFTHook{Type: "filter", Hook: hookPrerouting, Priority: before}, Rules: refuse},
-		{Name: chainFilterOutput, Hook: &desired.NFTHook{Type: "filter", Hook: hookOutput, Priority: before}, Rules: refuse},
+		{Name: chainInvalid, Rules: f.invalid()},
+		{Name: chainFilterPrerouting, Hook: &desired.NFTHook{Type: "filter", Hook: hookPrerouting, Priority: before}, Rules: enter},
+		{Name: chainFilterOutput, Hook: &desired.NFTHook{Type: "filter", Hook: hookOutput, Priority: before}, Rules: enter},
+	}
+}
+
+// invalid are rules for TCP packets that connection tracking cannot place, a segment outside of the
+// window, say. Such a packet is not translated. A backend's would reach a client, or this node for a
+// connection that was given its address, as if it were of another connection, and be answered with a reset that ends the
+// real one (kubernetes/kubernetes#74839). What goes to no pod and service and comes from no pod is left alone: to a router that
+// sees one direction only, such packets are nothing special.
+func (f family) invalid() []desired.NFTRule {
+	return []desired.NFTRule{
+		rule("a pod's, perhaps a backend's", key(f.source()), in(setClusterPods), drop()),
+		rule("to a pod of this node, perhaps a backend's", key(f.destination()), in(setLocalPods), drop()),
+		rule("to a service address", key(f.destination()), in(setServiceRanges), drop()),
 	}
 }
 
 func (f family) natChains() []desired.NFTChain {
-	service, node := key(f.destination(), protocol, destinationPort), key(protocol, destinationPort)
 	enter := []desired.NFTRule{rule("new connections to services", jump(chainServices))}
 	return []desired.NFTChain{
-		{Name: chainServices, Rules: []desired.NFTRule{
-			rule("service address: chain for its number of backends", service, verdict(setFrontends)),
-			rule("node ports are not served on loopback addresses", f.towards(f.loopback, true), leave()),
-			rule("node port: chain for its number of backends", localDestination(), node, verdict(setNodeFrontends)),
-		}},
+		{Name: chainServices, Rules: append([]desired.NFTRule{
+			rule("service address: chain for its number of backends", key(f.front(false)...), verdict(setFrontends)),
+			rule("service address, but none of its ports", key(f.destination()), in(setClusterIPs), goTo(chainRefuse)),
+			rule("no service has the address", key(f.destination()), in(setServiceRanges), drop()),
+		}, f.nodePorts("node port: chain for its number of backends", key(f.front(true)...), verdict(setFor(true, setFrontends)))...)},
 		{Name: chainPrerouting, Hook: &desired.NFTHook{Type: "nat", Hook: hookPrerouting, Priority: priorityDNAT}, Rules: enter},
 		{Name: chainOutput, Hook: &desired.NFTHook{Type: "nat", Hook: hookOutput, Priority: priorityDNAT}, Rules: enter},
 		{Name: chainMasquerade, Rules: []desired.NFTRule{
@@ -105,129 +148,4 @@ func (f family) natChains() []desired.NFTChain {
 				f.towards(f.multicast, false), goTo(chainMasquerade)),
 		}},
 	}
-}
-
-// Chains are the chains that frontends with this number of backends need, those that others lead to
-// first.
-//
-// Lookups of one packet are not one moment for the kernel: a transaction may land between finding
-// the chain and the slot, and the slot drawn may be gone. Such a packet takes slot 0, which every frontend
-// with backends has; and should even that be gone it is dropped rather than let through, because a
-// connection once tracked without translation would stay so for all its retries.
-func (p Pick) Chains() []desired.NFTChain {
-	f := families[p.Family]
-	pick := p
-	pick.Masquerade = false
-	fields := []field{protocol, destinationPort, random(p.Backends)}
-	if !p.Node {
-		fields = append([]field{f.destination()}, fields...)
-	}
-	last := rule("no backend any more: the client's retry decides anew", drop())
-	if p.Backends > 1 {
-		one := pick
-		one.Backends = 1
-		last = rule("the backend drawn left just now", goTo(one.chain()))
-	}
-	chains := []desired.NFTChain{{Name: pick.chain(), Rules: []desired.NFTRule{
-		rule("source is no pod of this node: masquerade", key(f.source()), notIn(setLocalPods), setMark(true)),
-		rule("to one of the backends at random", key(fields...), mapped(p.set(setSlots, setNodeSlots)), f.translate()),
-		last,
-	}}}
-	if p.Masquerade {
-		chains = append(chains, desired.NFTChain{Name: p.chain(), Rules: []desired.NFTRule{
-			rule("every source: masquerade", setMark(true)),
-			rule("", goTo(pick.chain())),
-		}})
-	}
-	return chains
-}
-
-// digest identifies everything static: the skeleton, and one of each kind of pick chain.
-func digest(t *desired.NFTTable) string {
-	h := sha256.New()
-	fmt.Fprintf(h, "%v %+v\n", t.Family, t.Sets)
-	chains := t.Chains
-	for _, node := range []bool{false, true} {
-		chains = append(chains, Pick{t.Family, node, true, 2}.Chains()...)
-	}
-	for _, c := range chains {
-		fmt.Fprintf(h, "chain %s %+v\n", c.Name, c.Hook)
-		for _, r := range c.Rules {
-			var words strings.Builder
-			for _, e := range r.Exprs {
-				fmt.Fprintf(&words, "%T%+v ", e, e)
-			}
-			fmt.Fprintf(h, "%s # %s\n", words.String(), r.Comment)
-		}
-	}
-	return fmt.Sprintf("%x", h.Sum(nil)[:8])
-}
-
-// intact reports whether the kernel holds the skeleton of this version with its rules, and says
-// what is wrong if not.
-func intact(t *desired.NFTTable, have *desired.NFTContents) error {
-	if have.Comment != t.Comment {
-		return fmt.Errorf("its layout is %q, ours is %q", have.Comment, t.Comment)
-	}
-	for _, s := range t.Sets {
-		if !have.Sets[s.Name] {
-			return fmt.Errorf("set %s is missing", s.Name)
-		}
-	}
-	if len(have.Sets) != len(t.Sets) {
-		return fmt.Errorf("it has %d sets instead of %d", len(have.Sets), len(t.Sets))
-	}
-	static := map[string]bool{}
-	for _, c := range t.Chains {
-		static[c.Name] = true
-		if err := sameRules(&c, have); err != nil {
-			return err
-		}
-	}
-	for name := range have.Rules {
-		if static[name] {
-			continue
-		}
-		p, ok := parsePick(t.Family, name)
-		if !ok {
-			return fmt.Errorf("chain %s is not ours", name)
-		}
-		for _, c := range p.Chains() {
-			if err := sameRules(&c, have); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// sameRules compares the comments of a chain's rules: the kernel gives expressions back in another
-// form than it took them, and whoever alters our rules does not forge comments.
-func sameRules(c *desired.NFTChain, have *desired.NFTContents) error {
-	rules, ok := have.Rules[c.Name]
-	if !ok {
-		return fmt.Errorf("chain %s is missing", c.Name)
-	}
-	if len(rules) != len(c.Rules) {
-		return fmt.Errorf("chain %s has %d rules instead of %d", c.Name, len(rules), len(c.Rules))
-	}
-	for i, r := range c.Rules {
-		if rules[i] != r.Comment {
-			return fmt.Errorf("rule %d of chain %s is not ours", i+1, c.Name)
-		}
-	}
-	return nil
-}
-
-// parsePick is the inverse of Pick.chain.
-func parsePick(f desired.NFTFamily, chain string) (Pick, bool) {
-	p := Pick{Family: f}
-	rest := chain
-	rest, p.Node = strings.CutPrefix(rest, "node-")
-	rest, p.Masquerade = strings.CutPrefix(rest, masqueradeWord+"-")
-	if !p.Masquerade {
-		rest = strings.TrimPrefix(rest, pickWord+"-")
-	}
-	_, err := fmt.Sscanf(rest, "%d", &p.Backends)
-	return p, err == nil && p.Backends > 0 && p.chain() == chain
 }

@@ -1,13 +1,11 @@
 package nftables
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/netagent/service"
@@ -18,8 +16,10 @@ import (
 // needs a Replace before anything else. For one goroutine.
 type State struct {
 	families []desired.NFTFamily
-	fronts   map[service.Key]service.Frontend // Backends in the order of their slots
-	hairpins map[netip.Addr]int               // how many frontends have this local backend
+	liberal  bool
+	fronts   map[service.Key]service.Frontend // Backends and Inside in the order of their slots
+	shared   map[elementOf]int                // how many frontends have the element
+	sources  map[chainID]int                  // how many frontends have the list
 	chains   map[chainID]bool
 	net      service.Net
 }
@@ -29,8 +29,16 @@ type chainID struct {
 	name   string
 }
 
-// NewState makes a State for the families the kernel has.
-func NewState(families []desired.NFTFamily) *State { return &State{families: families} }
+// elementOf is one element of one family.
+type elementOf struct {
+	family desired.NFTFamily
+	elementID
+}
+
+// NewState makes a State for the families the kernel has. Liberal is explained at Skeleton.
+func NewState(families []desired.NFTFamily, liberal bool) *State {
+	return &State{families: families, liberal: liberal}
+}
 
 // Forget makes the next change start from a Replace: after a transaction failed, nobody knows what
 // the kernel holds.
@@ -39,23 +47,28 @@ func (s *State) Forget() { s.fronts = nil }
 // Contents is what was read back from the kernel for each family; absent tables are nil.
 type Contents map[desired.NFTFamily]*desired.NFTContents
 
+// wanted is what one table is to hold besides the skeleton.
+type wanted struct {
+	elements []desired.NFTElement
+	chains   map[string]desired.NFTChain
+}
+
 // Replace lists the changes that turn what the kernel has into exactly these frontends, and says
 // why, for each table that has to be made anew. Slots that are right keep their number.
 func (s *State) Replace(all []service.Frontend, net service.Net, have Contents) (ops []desired.NFTOp, why []string) {
 	s.fronts = make(map[service.Key]service.Frontend, len(all))
-	s.hairpins, s.chains = map[netip.Addr]int{}, map[chainID]bool{}
-	picks := map[Pick]bool{}
+	s.shared, s.sources, s.chains = map[elementOf]int{}, map[chainID]int{}, map[chainID]bool{}
 	s.net = net
 	for i := range all {
 		if slices.Contains(s.families, familyOf(all[i].Addr)) {
 			s.fronts[all[i].Key] = all[i]
 		}
 	}
-	slots := map[desired.NFTFamily]map[elementID][]netip.AddrPort{}
-	want := map[desired.NFTFamily][]desired.NFTElement{}
+	slots := map[desired.NFTFamily]map[elementID]taken{}
+	want := map[desired.NFTFamily]*wanted{}
 	for _, f := range s.families {
 		slots[f] = readSlots(have[f])
-		want[f] = NetElements(f, net)
+		want[f] = &wanted{NetElements(f, net), map[string]desired.NFTChain{}}
 	}
 	for i := range all {
 		f := s.winner(all[i].Key)
@@ -63,19 +76,20 @@ func (s *State) Replace(all []service.Frontend, net service.Net, have Contents) 
 			continue
 		}
 		family := familyOf(f.Addr)
-		p, ok := PickOf(f)
-		if old := slots[family][elementID{p.set(setSlots, setNodeSlots), string(entry(f.Key))}]; ok && len(old) > 0 {
-			f.Backends = arrange(old, f.Backends)
+		if old, ok := slots[family][elementID{setFor(f.Kind == service.NodePort, setSlots), string(entry(f.Key))}]; ok {
+			f.Backends, f.Inside = arrange(old.backends, f.Backends), arrange(old.inside, f.Inside)
 			s.fronts[f.Key] = *f
 		}
-		if ok {
-			picks[p] = true
+		w := want[family]
+		for _, c := range missing(f, func(name string) bool { _, there := w.chains[name]; return there }) {
+			w.chains[c.Name] = c
 		}
-		s.hairpin(f, 1)
-		want[family] = append(want[family], Elements(f)...)
+		elements := Elements(f)
+		w.elements = append(w.elements, elements...)
+		s.count(f, elements, 1)
 	}
 	for _, f := range s.families {
-		e, reason := s.table(f, want[f], picks, have[f])
+		e, reason := s.table(f, want[f], have[f])
 		if reason != "" {
 			why = append(why, reason)
 		}
@@ -84,10 +98,34 @@ func (s *State) Replace(all []service.Frontend, net service.Net, have Contents) 
 	return ops, why
 }
 
-// table compares one table with what it should hold: elements, and the chains of picks.
-func (s *State) table(f desired.NFTFamily, want []desired.NFTElement, picks map[Pick]bool, have *desired.NFTContents) (*edits, string) {
+// picksOf lists what Picks returns.
+func picksOf(f *service.Frontend) (out []Pick) {
+	entry, inside := Picks(f)
+	if inside != nil {
+		out = append(out, *inside)
+	}
+	if entry != nil {
+		out = append(out, *entry)
+	}
+	return out
+}
+
+// count counts what f shares with other frontends, of its elements those that are shared, up or down by step.
+func (s *State) count(f *service.Frontend, elements []desired.NFTElement, step int) {
+	for i := range elements {
+		if el := &elements[i]; shared(el.Set) {
+			s.shared[elementOf{familyOf(f.Addr), elementID{el.Set, el.Key}}] += step
+		}
+	}
+	if c, filtered := filteredBy(f); filtered {
+		s.sources[chainID{familyOf(f.Addr), c.Name}] += step
+	}
+}
+
+// table compares one table with what it should hold: elements, and chains.
+func (s *State) table(f desired.NFTFamily, want *wanted, have *desired.NFTContents) (*edits, string) {
 	e := &edits{family: f}
-	skeleton := Skeleton(f)
+	skeleton := Skeleton(f, s.liberal)
 	needed := map[string]bool{}
 	for _, c := range skeleton.Chains {
 		needed[c.Name] = true
@@ -96,7 +134,7 @@ func (s *State) table(f desired.NFTFamily, want []desired.NFTElement, picks map[
 	var reason string
 	if have == nil {
 		e.fresh = &skeleton
-	} else if err := intact(&skeleton, have); err != nil {
+	} else if err := intact(&skeleton, want.chains, have); err != nil {
 		e.rebuild, have = &skeleton, nil
 		reason = fmt.Sprintf("table %s %s: %v", f, TableName, err)
 	}
@@ -106,13 +144,9 @@ func (s *State) table(f desired.NFTFamily, want []desired.NFTElement, picks map[
 	for name := range have.Rules {
 		s.chains[chainID{f, name}] = true
 	}
-	for p := range picks {
-		if p.Family == f {
-			for _, c := range p.Chains() {
-				needed[c.Name] = true
-			}
-			s.addChains(e, p)
-		}
+	for name, c := range want.chains {
+		needed[name] = true
+		s.addChain(e, c)
 	}
 	for name := range have.Rules {
 		if !needed[name] {
@@ -120,33 +154,15 @@ func (s *State) table(f desired.NFTFamily, want []desired.NFTElement, picks map[
 			delete(s.chains, chainID{f, name})
 		}
 	}
-	slices.SortFunc(e.unneeded, func(a, b string) int { // masquerade-N leads to pick-N
-		return cmp.Or(-boolCompare(strings.Contains(a, masqueradeWord), strings.Contains(b, masqueradeWord)), strings.Compare(a, b))
-	})
-	slices.SortFunc(e.chains, func(a, b desired.NFTChain) int { // and needs it to be there
-		return cmp.Or(boolCompare(strings.Contains(a.Name, masqueradeWord), strings.Contains(b.Name, masqueradeWord)), strings.Compare(a.Name, b.Name))
-	})
-	e.diff(have.Elements, want)
+	e.diff(have.Elements, want.elements)
 	return e, reason
 }
 
-func boolCompare(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case b:
-		return -1
-	}
-	return 1
-}
-
-// addChains adds the chains for a number of backends that the kernel does not have yet.
-func (s *State) addChains(e *edits, p Pick) {
-	for _, c := range p.Chains() {
-		if id := (chainID{p.Family, c.Name}); !s.chains[id] {
-			s.chains[id] = true
-			e.chains = append(e.chains, c)
-		}
+// addChain adds a chain that the kernel does not have yet.
+func (s *State) addChain(e *edits, c desired.NFTChain) {
+	if id := (chainID{e.family, c.Name}); !s.chains[id] {
+		s.chains[id] = true
+		e.chains = append(e.chains, c)
 	}
 }
 
@@ -164,17 +180,6 @@ func (s *State) winner(k service.Key) *service.Frontend {
 		}
 	}
 	return nil
-}
-
-// hairpin counts f's local backends by step and returns their addresses.
-func (s *State) hairpin(f *service.Frontend, step int) (touched []netip.Addr) {
-	for _, b := range f.Backends {
-		if b.Local && known(f.Protocol) {
-			s.hairpins[b.Addr()] += step
-			touched = append(touched, b.Addr())
-		}
-	}
-	return touched
 }
 
 var errUnknown = errors.New("what the kernel holds is not known: replace everything first")
@@ -209,16 +214,23 @@ func (s *State) Apply(d service.Delta) ([]desired.NFTOp, error) {
 			s.fronts[k] = d.Set[i]
 		}
 	}
-	hairpins := map[netip.Addr]int{} // counts before
+	joint, lists := map[elementOf]int{}, map[chainID]int{} // counts before
 	for _, k := range touched {
 		if e := changes[familyOf(k.Addr)]; e != nil {
-			s.frontend(e, before[k], s.winner(k), hairpins)
+			s.frontend(e, before[k], s.winner(k), joint, lists)
 		}
 	}
-	for a, was := range hairpins {
-		changes[familyOf(a)].change(hairpinElement(a, was), hairpinElement(a, s.hairpins[a]))
-		if s.hairpins[a] == 0 {
-			delete(s.hairpins, a)
+	for id, was := range joint {
+		changes[id.family].change(id.element(was), id.element(s.shared[id]))
+		if s.shared[id] == 0 {
+			delete(s.shared, id)
+		}
+	}
+	for id := range lists {
+		if s.sources[id] == 0 {
+			delete(s.sources, id)
+			delete(s.chains, id)
+			changes[id.family].unneeded = append(changes[id.family].unneeded, id.name)
 		}
 	}
 	if d.Net != nil {
@@ -234,69 +246,107 @@ func (s *State) Apply(d service.Delta) ([]desired.NFTOp, error) {
 	return ops, nil
 }
 
-func hairpinElement(a netip.Addr, count int) *desired.NFTElement {
+// element is the element while somebody needs it.
+func (id elementOf) element(count int) *desired.NFTElement {
 	if count == 0 {
 		return nil
 	}
-	b := string(a.AsSlice())
-	return &desired.NFTElement{Set: setHairpins, Key: b + b}
+	return &desired.NFTElement{Set: id.set, Key: id.key}
 }
 
 // frontend notes how the elements at one address change; was and is may be nil. The counts that
-// hairpins had before go to the map of that name.
-func (s *State) frontend(e *edits, was, is *service.Frontend, hairpins map[netip.Addr]int) {
-	count := func(f *service.Frontend, step int) {
-		for _, b := range f.Backends {
-			if _, seen := hairpins[b.Addr()]; b.Local && !seen {
-				hairpins[b.Addr()] = s.hairpins[b.Addr()]
+// shared elements and lists of sources had before go to the maps joint and lists.
+func (s *State) frontend(e *edits, was, is *service.Frontend, joint map[elementOf]int, lists map[chainID]int) {
+	count := func(f *service.Frontend, elements []desired.NFTElement, step int) {
+		for _, el := range elements {
+			id := elementOf{e.family, elementID{el.Set, el.Key}}
+			if _, seen := joint[id]; !seen {
+				joint[id] = s.shared[id]
 			}
 		}
-		s.hairpin(f, step)
+		if c, filtered := filteredBy(f); filtered {
+			id := chainID{e.family, c.Name}
+			if _, seen := lists[id]; !seen {
+				lists[id] = s.sources[id]
+			}
+		}
+		s.count(f, elements, step)
 	}
 	var old, next []desired.NFTElement
 	if was != nil {
-		old = withoutHairpins(Elements(was))
-		count(was, -1)
+		own, shares := split(Elements(was))
+		old = own
+		count(was, shares, -1)
 	}
 	if is != nil {
-		if was != nil && len(was.Backends) > 0 {
-			is.Backends = arrange(addrPorts(was.Backends), is.Backends)
+		if was != nil {
+			is.Backends, is.Inside = arrange(addrPorts(was.Backends), is.Backends), arrange(addrPorts(was.Inside), is.Inside)
 			s.fronts[is.Key] = *is
 		}
-		if p, ok := PickOf(is); ok && !s.chains[chainID{p.Family, p.chain()}] {
-			s.addChains(e, p)
+		for _, c := range missing(is, func(name string) bool { return s.chains[chainID{e.family, name}] }) {
+			s.addChain(e, c)
 		}
-		next = withoutHairpins(Elements(is))
-		count(is, 1)
+		own, shares := split(Elements(is))
+		next = own
+		count(is, shares, 1)
 	}
 	e.diff(old, next)
 }
 
-// withoutHairpins leaves out the elements that frontends share.
-func withoutHairpins(list []desired.NFTElement) []desired.NFTElement {
-	return slices.DeleteFunc(list, func(e desired.NFTElement) bool { return e.Set == setHairpins })
+// missing are the chains that a frontend needs of which the kernel may not have all. Most often that is none, and
+// rules are not made to be thrown away.
+func missing(f *service.Frontend, have func(name string) bool) (out []desired.NFTChain) {
+	for _, p := range picksOf(f) {
+		if !have(p.chain()) {
+			out = append(out, p.Chains()...)
+		}
+	}
+	if c, filtered := filteredBy(f); filtered {
+		out = append(out, c)
+	}
+	return out
 }
 
+// split parts a frontend's own elements from those that others may have as well. It uses up the list.
+func split(list []desired.NFTElement) (own, joint []desired.NFTElement) {
+	own = list[:0]
+	for _, e := range list {
+		if shared(e.Set) {
+			joint = append(joint, e)
+		} else {
+			own = append(own, e)
+		}
+	}
+	return own, joint
+}
+
+// taken is which backend has which slot.
+type taken struct{ backends, inside []netip.AddrPort }
+
 // readSlots finds out which backend has which slot in the kernel, by slot set and frontend key.
-func readSlots(have *desired.NFTContents) map[elementID][]netip.AddrPort {
+func readSlots(have *desired.NFTContents) map[elementID]taken {
 	if have == nil {
 		return nil
 	}
-	out := map[elementID][]netip.AddrPort{}
+	out := map[elementID]taken{}
 	for _, e := range have.Elements {
-		if e.Set != setSlots && e.Set != setNodeSlots || len(e.Key) < 4 {
+		if e.Set != setSlots && e.Set != setFor(true, setSlots) || len(e.Key) < 4 {
 			continue
 		}
 		front, slot := e.Key[:len(e.Key)-4], binary.NativeEndian.Uint32([]byte(e.Key[len(e.Key)-4:]))
 		id := elementID{e.Set, front}
-		list := out[id]
-		for uint32(len(list)) <= slot && slot < maxBackends {
-			list = append(list, netip.AddrPort{})
+		t := out[id]
+		list := &t.backends
+		if slot >= insideSlots {
+			list, slot = &t.inside, slot-insideSlots
+		}
+		for uint32(len(*list)) <= slot && slot < maxBackends {
+			*list = append(*list, netip.AddrPort{})
 		}
 		if slot < maxBackends {
-			list[slot] = parseBackend(e.Value)
+			(*list)[slot] = parseBackend(e.Value)
 		}
-		out[id] = list
+		out[id] = t
 	}
 	return out
 }
