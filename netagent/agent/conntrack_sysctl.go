@@ -131,3 +131,10 @@ func countList(list string) (n int) {
 	}
 	return n
 }
+
+// tcpLiberal reports whether connection tracking in this network namespace is told to take TCP segments
+// outside of the window for valid ones: then what it calls invalid is of another kind.
+func tcpLiberal() bool {
+	v, err := sysctl.Get("net/netfilter/nf_conntrack_tcp_be_liberal")
+	return err == nil && v == "1"
+}

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/braidnet/braid/internal/kernel/ipt"
-	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/braidnet/braid/netagent/service"
 	"github.com/braidnet/braid/netagent/service/iptables"
 )
@@ -64,13 +63,6 @@ func newIPTablesVariant(log *slog.Logger, v ipt.Variant, why string) (service.Da
 		p.families = append(p.families, &iptablesFamily{name: name, ipv6: ipv6, tool: tool, renderer: iptables.New(ipv6, tcpLiberal()), restore: tool.Restore})
 	}
 	return p, nil
-}
-
-// tcpLiberal reports whether connection tracking in this network namespace is told to take TCP segments
-// outside of the window for valid ones: then what it calls invalid is of another kind.
-func tcpLiberal() bool {
-	v, err := sysctl.Get("net/netfilter/nf_conntrack_tcp_be_liberal")
-	return err == nil && v == "1"
 }
 
 func familyName(ipv6 bool) string {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"strings"
 
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/nft"
@@ -41,7 +40,7 @@ func newNFTables(log *slog.Logger) (service.Dataplane, error) {
 			return nil, fmt.Errorf("this kernel cannot run the nftables rules (Linux 5.13 or later with nf_tables, nft_numgen, nft_fib, nft_nat, nft_masq, nft_reject is needed): %w", err)
 		}
 	}
-	p.state = nftables.NewState(p.families, liberalConntrack())
+	p.state = nftables.NewState(p.families, tcpLiberal())
 	return p, nil
 }
 
@@ -54,13 +53,6 @@ func probe(f desired.NFTFamily) (ops []desired.NFTOp) {
 		ops = append(ops, desired.NFTOp{Verb: desired.NFTAddChain, Family: f, Table: table.Name, Chain: &c})
 	}
 	return ops
-}
-
-// liberalConntrack reports whether the administrator told connection tracking to take TCP segments
-// outside of the window for valid, in the network namespace it is called in.
-func liberalConntrack() bool {
-	v, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
-	return err == nil && strings.TrimSpace(string(v)) == "1"
 }
 
 func haveIPv6() bool {
