@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/braidnet/braid/internal/kernel/ipt"
+	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/braidnet/braid/internal/reconcile"
 	"github.com/braidnet/braid/netagent/service"
 )
@@ -42,6 +43,9 @@ func newServices(c Config, l *ledger, m *proxyMetrics) (*services, error) {
 	cfg, err := c.services()
 	if err != nil {
 		return nil, err
+	}
+	if c.Conntrack.TCPBeLiberal { // before the rules, which look at it; what is wrong with it the tuner says
+		_, _ = sysctl.Set("net/netfilter/nf_conntrack_tcp_be_liberal", "1")
 	}
 	dp, refused, err := chooseDataplane(c.ServiceMode, c.Log)
 	if err != nil {
