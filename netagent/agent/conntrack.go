@@ -22,10 +22,12 @@ const cleanShare = 10
 // flowKeeper ends flows that translation would no longer make. The kernel decides once, with the first
 // packet, where a flow goes; a client of UDP or SCTP that keeps its source port stays with a backend
 // that has gone, or with no translation at all from before there was a service, for as long as it
-// sends. TCP is left alone: its connections end with their backends, as with kube-proxy.
+// sends. TCP is left alone: its connections end with their backends, as with kube-proxy; but for those
+// that began while others had taken rules away, and never got an answer.
 //
 // It reads the kernel's table only when an endpoint stopped serving, a frontend went, or one got its
-// first endpoint, and after the kernel has the rules that keep the flow from being made again.
+// first endpoint, or rules were repaired, and after the kernel has those that keep the flow from being
+// made again.
 type flowKeeper struct {
 	planner *service.Planner
 	conn    *conntrack.Conn
@@ -67,6 +69,26 @@ func (k *flowKeeper) inForce(services map[model.Key]uint64) {
 	k.mu.Lock()
 	for svc := range services {
 		k.compare(svc)
+	}
+	due := len(k.stale) > 0
+	k.mu.Unlock()
+	if due {
+		k.kick()
+	}
+}
+
+// repaired says that rules which others took away are there again. A flow of the time between may go past
+// the services: one of UDP for as long as the client sends, one of TCP until the client gives up, and those
+// after it that happen to have its port.
+func (k *flowKeeper) repaired(frontends map[service.Key]struct{}) {
+	k.mu.Lock()
+	for f, keep := range k.known {
+		k.stale[f] = keepers{list: keep}
+	}
+	for f := range frontends {
+		if f.Protocol == model.TCP {
+			k.stale[f] = keepers{}
+		}
 	}
 	due := len(k.stale) > 0
 	k.mu.Unlock()
@@ -155,11 +177,11 @@ func (k *flowKeeper) clean(stale map[service.Key]keepers, first bool) error {
 		return err
 	}
 	begin := time.Now()
-	for _, protocol := range []model.Protocol{model.UDP, model.SCTP} {
+	for _, protocol := range []model.Protocol{model.UDP, model.SCTP, model.TCP} {
 		for _, ipv6 := range []bool{false, true} {
 			s := newStaleFlows(protocol, ipv6, stale)
 			s.local = local
-			if first {
+			if first && protocol != model.TCP {
 				s.pods = k.planner.Net().ClusterPods
 			}
 			if len(s.frontends)+len(s.pods) == 0 {
@@ -253,6 +275,9 @@ func (s *staleFlows) filter() conntrack.Filter {
 // has reports whether a flow must not go on.
 func (s *staleFlows) has(f conntrack.Flow) bool {
 	at, ok := s.frontends[f.Dst]
+	if s.protocol == model.TCP {
+		return ok && f.Answers == f.Dst && !f.Answered
+	}
 	_, local := s.local[f.Dst.Addr()]
 	if !ok && local {
 		any := netip.IPv4Unspecified()

@@ -290,6 +290,49 @@ func TestFlowsOfTheTimeWithoutAgentEnd(t *testing.T) {
 }
 
 // TestTableIsReadOnlyWhenSomethingLeft: reading a large table costs, and most events need none of it.
+// TestFlowsPastTheServicesEndWithTheRepair: while rules were away the kernel let flows go on untranslated, and
+// would for as long as a client sends.
+func TestFlowsPastTheServicesEndWithTheRepair(t *testing.T) {
+	for mode, harm := range map[string]string{
+		"nftables": "for f in ip ip6; do nft flush map $f braid frontends; nft flush map $f braid node-frontends; done",
+		"iptables": "iptables-nft -t nat -F; ip6tables-nft -t nat -F",
+	} {
+		t.Run(mode, func(t *testing.T) {
+			l := newFlowLab(t, mode)
+			l.apply(t, append(flowNodes(), l.service(func(s *model.Service) {
+				s.Ports = append(s.Ports, model.ServicePort{Name: "tcp", Protocol: model.TCP, Port: dpPort})
+			}))...)
+			backends := l.backends(map[string]string{"pod1": "r"})
+			for _, b := range backends {
+				slice := b.Object.(*model.EndpointSlice)
+				slice.Ports = append(slice.Ports, model.EndpointPort{Name: "tcp", Protocol: model.TCP, Port: dpTarget})
+			}
+			l.apply(t, backends...)
+			if l.services.rules == nil {
+				t.Skip("the iptables of this machine do not keep their rules in nftables")
+			}
+			l.node.Exec(t, "sh", "-c", harm)
+			for i := range dpFamilies {
+				for who, send := range l.clients(&dpFamilies[i]) {
+					if name, err := send(200 * time.Millisecond); err == nil {
+						t.Errorf("%s is answered by %s without rules", who, name)
+					}
+				}
+			}
+			web := netip.AddrPortFrom(dpFamilies[0].udp, dpPort)
+			if _, err := l.client.exchange("tcp", web, silence/10); err == nil || l.tracked(t, model.TCP, web) == 0 {
+				t.Errorf("%s is reached without rules, or not tracked: %v", web, err)
+			}
+			l.took = 0 // repairs are not put off
+			l.sync(t)
+			l.want(t, "after the repair", "pod1")
+			if n := l.tracked(t, model.TCP, web); n != 0 {
+				t.Errorf("%d TCP flows to %s went past it and go on", n, web)
+			}
+		})
+	}
+}
+
 func TestTableIsReadOnlyWhenSomethingLeft(t *testing.T) {
 	l := newFlowLab(t, "nftables")
 	reads := func() float64 {

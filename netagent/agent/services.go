@@ -35,6 +35,7 @@ type services struct {
 	rules     *ruleset                 // nil where changes by others cannot be seen
 	whole     time.Time                // when the kernel was last compared as a whole; zero = must be next
 	took      time.Duration            // how long that was
+	harmed    bool                     // that found rules of ours changed by somebody else
 	frontends map[service.Key]struct{} // what is programmed
 	leftOut   *leftOutError            // what the kernel's tools refused; nil when nothing
 }
@@ -185,7 +186,9 @@ func (s *services) replace() (reconcile.Outcome, error) {
 	b := s.ledger.take()
 	s.planner.Flush() // what All returns includes everything that was dirty
 	all, net := s.planner.All()
+	var repaired func() bool
 	if s.rules != nil {
+		repaired = s.rules.repair()
 		s.rules.trust() // what others change from here on may have been read or not
 	}
 	if err := s.write(true, b, func() error { return s.dataplane.Replace(all, net) }); err != nil {
@@ -203,6 +206,11 @@ func (s *services) replace() (reconcile.Outcome, error) {
 	s.frontends = make(map[service.Key]struct{}, len(all))
 	for i := range all {
 		s.frontends[all[i].Key] = struct{}{}
+	}
+	s.harmed = false
+	if !first && repaired != nil && repaired() {
+		s.harmed = s.rules.commits != nil // else nobody knows whether those were ours
+		s.flows.repaired(s.frontends)
 	}
 	return s.outcome(), nil
 }

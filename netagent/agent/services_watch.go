@@ -18,8 +18,10 @@ const (
 	// every element of our own transactions too, some kilobytes of its memory each.
 	lookEvery = time.Second
 	// repairShare bounds what it costs when somebody else writes rules all the time: one part of the
-	// time in so many goes into comparing ours with them. Tables that are gone do not wait for it.
+	// time in so many goes into comparing ours with them. Tables that are gone do not wait for it, and
+	// where the last comparison found that somebody meddles with ours, harmShare holds.
 	repairShare = 50
+	harmShare   = 2
 	// quietAudit is how often all rules are compared although nothing tells of a change.
 	quietAudit = 10 * time.Minute
 	// blindAudit is how often where changes cannot be seen, and how often at least a step is made at all.
@@ -91,6 +93,17 @@ func (r *ruleset) trust() {
 	r.foreign = false
 }
 
+// repair returns what tells, after the next write, whether that has put right what somebody else changed.
+// Where our writes are not counted it says so whenever somebody else changed anything.
+func (r *ruleset) repair() func() bool {
+	foreign := r.foreign
+	if r.commits == nil {
+		return func() bool { return foreign }
+	}
+	before := r.commits()
+	return func() bool { return foreign && r.commits() != before }
+}
+
 // Watch calls kick when somebody else changed rules in the kernel, until ctx ends. Our own writes do
 // not kick. Where changes cannot be seen it returns at once; the audit repairs then.
 func (s *services) Watch(ctx context.Context, kick func()) {
@@ -128,7 +141,11 @@ func (s *services) suspect(now time.Time) bool {
 	if s.rules == nil || !s.rules.foreign {
 		return false
 	}
-	return now.Sub(s.whole) >= repairShare*s.took || s.gone()
+	share := time.Duration(repairShare)
+	if s.harmed {
+		share = harmShare
+	}
+	return now.Sub(s.whole) >= share*s.took || s.gone()
 }
 
 // gone reports whether a table of ours is not there at all, as after "nft flush ruleset". It costs one

@@ -155,6 +155,12 @@ func TestRepairsArePutOffWhenTheyAreDearAndOthersAreBusy(t *testing.T) {
 	if !l.touched(l.whole.Add(time.Second)) {
 		t.Error("a table that is gone waits like one that is there")
 	}
+	l.sync(t)
+	l.took = 100 * time.Millisecond
+	l.Exec(t, "nft", "flush", "map", "ip", "braid", "slots")
+	if !l.touched(l.whole.Add(time.Second)) {
+		t.Error("a second harm waits although there was a first")
+	}
 }
 
 func TestWatchKicks(t *testing.T) {

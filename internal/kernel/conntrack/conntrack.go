@@ -21,6 +21,7 @@ type Flow struct {
 	Protocol uint8
 	Dst      netip.AddrPort // where the client sent its first packet
 	Answers  netip.AddrPort // where replies come from; other than Dst when that was translated
+	Answered bool           // a reply came
 }
 
 // Filter names the entries that the kernel hands out: of the default zone, of one family and protocol,

@@ -20,6 +20,8 @@ const (
 	filterAddrDst = 1 << 1 // CTA_FILTER_FLAG_CTA_IP_DST and so on (net/netfilter/nf_internals.h)
 	filterProto   = 1 << 3
 	filterPortDst = 1 << 5
+
+	seenReply = 1 << 1 // IPS_SEEN_REPLY of linux/netfilter/nf_conntrack_common.h
 )
 
 type request struct{ *nl.NetlinkRequest }
@@ -83,6 +85,8 @@ func parse(b []byte) (e entry, err error) {
 			_, e.Dst, err = e.parseTuple(v)
 		case nl.CTA_TUPLE_REPLY:
 			e.Answers, _, err = e.parseTuple(v)
+		case nl.CTA_STATUS:
+			e.Answered = len(v) == 4 && binary.BigEndian.Uint32(v)&seenReply != 0
 		case nl.CTA_ID:
 			e.id = v
 		case nl.CTA_ZONE:
