@@ -43,11 +43,7 @@ func faultAPIServer(r *rig) error {
 	if _, err := r.o.kubectl(r.ctx, "wait", "-n", faultsNamespace, "pod/"+victim, "--for=condition=Ready", "--timeout=60s"); err != nil {
 		return err
 	}
-	pods, err := r.api.awaitPods(r.ctx, system, agentLabel, r.o.Nodes)
-	if err != nil {
-		return err
-	}
-	if err := r.deletePods(agentLabel, pods...); err != nil { // so that no back-off of earlier faults is judged
+	if err := r.freshAgents(); err != nil {
 		return err
 	}
 	before, err := r.kernels()

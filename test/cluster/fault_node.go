@@ -77,7 +77,8 @@ func (r *rig) loseNode(i int, empty bool) error {
 	if _, err := killInhabitants(r.ctx, space); err != nil {
 		return err
 	}
-	if err := deleteSpace(space[0]); err != nil {
+	// A process that just ended may still hold the mount.
+	if err := await(r.ctx, "the namespace of "+node+" to go", killWait, func() error { return deleteSpace(space[0]) }); err != nil {
 		return err
 	}
 	hub, err := openSpace(r.o.nsName(control))
@@ -172,8 +173,11 @@ func (r *rig) nodeLost(empty bool) error {
 // overlay picks the lines about devices of the overlay.
 func (s snapshot) overlay() (out snapshot) {
 	for _, l := range s {
-		if strings.Contains(l, "braid.vx") || strings.Contains(l, "proto 66") {
-			out = append(out, l)
+		for _, mark := range []string{"braid.vx", "proto 66", "PERMANENT", "self permanent"} {
+			if strings.Contains(l, mark) {
+				out = append(out, l)
+				break
+			}
 		}
 	}
 	return out
@@ -309,11 +313,12 @@ func (r *rig) makeGhost() error {
 	for _, f := range r.o.families() {
 		addresses = append(addresses, map[string]any{"type": "InternalIP", "address": f.node(maxNodes).String()})
 	}
-	node := map[string]any{"apiVersion": "v1", "kind": "Node", "metadata": map[string]any{"name": ghost}}
+	node := map[string]any{"apiVersion": "v1", "kind": "Node", "metadata": map[string]any{"name": ghost}, "spec": map[string]any{"unschedulable": true}}
 	if err := r.api.do(r.ctx, "POST", "/api/v1/nodes", node, nil); err != nil {
 		return err
 	}
-	return r.api.do(r.ctx, "PATCH", "/api/v1/nodes/"+ghost+"/status", map[string]any{"status": map[string]any{"addresses": addresses}}, nil)
+	patch := map[string]any{"status": map[string]any{"addresses": addresses}}
+	return r.api.do(r.ctx, "PATCH", "/api/v1/nodes/"+ghost+"/status", patch, nil)
 }
 
 // ghostIn returns an error unless the overlays of all nodes have something more than before, or nothing.

@@ -55,8 +55,7 @@ func (r *rig) inTurnAndTogether(selector, what string) error {
 
 // faultAgents: traffic does not depend on a running agent, and the next one adopts what it finds.
 func faultAgents(r *rig) error {
-	// A new agent first, which leaves out what the old one kept for frontends that are gone.
-	if err := r.killAgents(); err != nil {
+	if err := r.freshAgents(); err != nil {
 		return err
 	}
 	before, err := r.kernels()
@@ -82,6 +81,16 @@ func faultAgents(r *rig) error {
 func (r *rig) killAgent(node string) error {
 	_, err := r.o.output(r.ctx, node, true, "pkill", "-KILL", "-x", agentProgram)
 	return err
+}
+
+// freshAgents replaces the agents: new ones leave out what the old ones kept for frontends that are gone, and
+// have no back-off of earlier faults.
+func (r *rig) freshAgents() error {
+	pods, err := r.api.awaitPods(r.ctx, system, agentLabel, r.o.Nodes)
+	if err != nil {
+		return err
+	}
+	return r.deletePods(agentLabel, pods...)
 }
 
 // killAgents kills the agents of all nodes and waits until others are ready.

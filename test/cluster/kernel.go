@@ -26,6 +26,9 @@ done`
 // perPod matches lines that come and go with pods, or are another's in a device that was made anew.
 var perPod = regexp.MustCompile(`dev brd|fe80::|multicast|^(33:33|01:00:5e):`)
 
+// slotNumber is that of a backend among those of its frontend, which means nothing.
+var slotNumber = regexp.MustCompile(` \. 0x[0-9a-f]{8} comment`)
+
 var deviceNumber = regexp.MustCompile(`^[0-9]+: `)
 
 // kernel reads a node's kernel.
@@ -42,6 +45,7 @@ func parseSnapshot(text string) (out snapshot) {
 		line = deviceNumber.ReplaceAllString(strings.TrimSpace(line), "")
 		// The elements of a set have no order that means anything.
 		for part := range strings.SplitSeq(strings.TrimPrefix(line, "elements = "), ", ") {
+			part = slotNumber.ReplaceAllString(part, " comment")
 			if part = strings.Trim(part, "{}, \t"); part != "" && !perPod.MatchString(part) {
 				out = append(out, part)
 			}
@@ -133,6 +137,9 @@ func (r *rig) same(node string, before snapshot, limit time.Duration) (time.Dura
 // faultFlush takes away what Braid made, as another program or a person would. Within about a second it has
 // to be there again; what is lost until then is counted, not judged.
 func faultFlush(r *rig) error {
+	if err := r.freshAgents(); err != nil {
+		return err
+	}
 	const soon = 3 * time.Second // a second until the agent looks, the repair, and a machine that is busy
 	for _, act := range []struct{ what, script string }{
 		{"nft flush ruleset", "nft flush ruleset"},

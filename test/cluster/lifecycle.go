@@ -211,7 +211,8 @@ func faultRemove(r *rig) error {
 
 // leftScript prints what a node has that one on which Braid never ran has not: tables, devices, routes, rules,
 // neighbours, files, and parameters of the network other than those of a new network namespace. IP forwarding
-// stays by intent. The kubelet has tables, and counters count.
+// stays by intent, with what the kernel changes along with it, and so do the times of connection tracking. The
+// kubelet has tables, and counters count.
 const leftScript = `
 nft list tables | grep -vE '^table (ip|ip6) (mangle|filter|nat)$' | sed 's/^/nftables: /'
 nft list ruleset | grep -iE 'braid|brd' | sed 's/^/nftables: /'
@@ -223,6 +224,6 @@ ip -o neigh | grep -v 'dev eth0' | sed 's/^/neighbour: /'
 find /etc/cni/net.d /opt/cni/bin /run/braid /var/lib/braid /var/lib/cni -type f -o -type s 2>/dev/null | sed 's/^/file: /'
 sysctl -a 2>/dev/null | grep '^net' | sort >/tmp/here
 unshare -n sysctl -a 2>/dev/null | grep '^net' | sort >/tmp/new
-comm -23 /tmp/here /tmp/new | grep -vE 'forwarding|ip_forward|\.eth0\.|_count =|route_gc|flush' | sed 's/^/sysctl: /'
+comm -23 /tmp/here /tmp/new | grep -vE 'forwarding|ip_forward|\.eth0\.|_count =|route_gc|flush|all.accept_redirects|conntrack_tcp_timeout_(close_wait|established)' | sed 's/^/sysctl: /'
 rm -f /tmp/here /tmp/new
 `

@@ -104,9 +104,26 @@ type space struct {
 	nl   *netlink.Handle
 }
 
+// shareRoot makes the folder of namespaces a mount of its own, as `ip netns add` does. It would do so at its
+// first use, over what is bound there by then, which nobody could unmount any more.
+func shareRoot() error {
+	if err := os.MkdirAll(netnsRoot, 0o755); err != nil {
+		return err
+	}
+	err := unix.Mount("", netnsRoot, "none", unix.MS_SHARED|unix.MS_REC, "")
+	if errors.Is(err, unix.EINVAL) { // no mount
+		err = errors.Join(unix.Mount(netnsRoot, netnsRoot, "none", unix.MS_BIND|unix.MS_REC, ""),
+			unix.Mount("", netnsRoot, "none", unix.MS_SHARED|unix.MS_REC, ""))
+	}
+	if err != nil {
+		return fmt.Errorf("share %s: %w", netnsRoot, err)
+	}
+	return nil
+}
+
 // newSpace makes a namespace and binds it where `ip netns` finds it.
 func newSpace(name string) (*space, error) {
-	if err := os.MkdirAll(netnsRoot, 0o755); err != nil {
+	if err := shareRoot(); err != nil {
 		return nil, err
 	}
 	f, err := os.OpenFile(nsPath(name), os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)

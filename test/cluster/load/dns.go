@@ -113,55 +113,81 @@ func askOnce(conn *net.UDPConn, q question, id uint16, buf []byte) error {
 	}
 }
 
-// steadyDNS asks all the time from one socket, as forwarders do: its datagrams are one flow to the kernel.
+// steadyDNS asks all the time from one socket, as forwarders do: its datagrams are one flow to the kernel. Like
+// probeDNS it asks once more when no answer comes.
 func steadyDNS(c *counts, name string, addr netip.AddrPort, q question, every time.Duration) {
 	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(addr))
 	if err != nil {
 		c.begin(name)(err)
 		return
 	}
-	var mu sync.Mutex
-	waiting := map[uint16]chan []byte{}
-	go func() {
-		for buf := make([]byte, 512); ; {
-			n, err := conn.Read(buf)
-			if err != nil || n < 2 {
-				continue // an ICMP error: whoever waits gives up in time
-			}
-			mu.Lock()
-			if ch := waiting[binary.BigEndian.Uint16(buf)]; ch != nil {
-				select {
-				case ch <- bytes.Clone(buf[:n]):
-				default:
+	s := &steady{conn: conn, q: q, waiting: map[uint16]chan []byte{}}
+	go s.receive()
+	for range time.Tick(every) {
+		done := c.begin(name)
+		go func() {
+			var err error
+			for range attempts {
+				one := c.begin(name + ", datagrams")
+				err = s.ask()
+				one(err)
+				if err == nil {
+					break
 				}
 			}
-			mu.Unlock()
-		}
-	}()
-	id := uint16(0)
-	for range time.Tick(every) {
-		id++
-		done, ch, me := c.begin(name), make(chan []byte, 1), id
-		mu.Lock()
-		waiting[me] = ch
-		mu.Unlock()
-		_, err := conn.Write(q.query(me))
-		go func() {
-			defer func() {
-				mu.Lock()
-				delete(waiting, me)
-				mu.Unlock()
-			}()
-			if err != nil {
-				done(err)
-				return
-			}
-			select {
-			case msg := <-ch:
-				done(q.check(msg))
-			case <-time.After(retryAfter):
-				done(errUnanswered)
-			}
+			done(err)
 		}()
+	}
+}
+
+// steady is a socket with the questions that wait for their answers.
+type steady struct {
+	conn    *net.UDPConn
+	q       question
+	mu      sync.Mutex
+	last    uint16
+	waiting map[uint16]chan []byte
+}
+
+func (s *steady) receive() {
+	for buf := make([]byte, 512); ; {
+		n, err := s.conn.Read(buf)
+		if err != nil || n < 2 {
+			continue // an ICMP error: whoever waits gives up in time
+		}
+		s.mu.Lock()
+		if ch := s.waiting[binary.BigEndian.Uint16(buf)]; ch != nil {
+			select {
+			case ch <- bytes.Clone(buf[:n]):
+			default: // the same answer twice
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+func (s *steady) ask() error {
+	ch := make(chan []byte, 1)
+	s.mu.Lock()
+	s.last++
+	id := s.last
+	s.waiting[id] = ch
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.waiting, id)
+		s.mu.Unlock()
+	}()
+	// An ICMP error of an earlier datagram is told by the next write: this one was not sent then.
+	if _, err := s.conn.Write(s.q.query(id)); err != nil {
+		if _, err = s.conn.Write(s.q.query(id)); err != nil {
+			return err
+		}
+	}
+	select {
+	case msg := <-ch:
+		return s.q.check(msg)
+	case <-time.After(retryAfter):
+		return errUnanswered
 	}
 }
