@@ -40,6 +40,9 @@ func add(args *skel.CmdArgs) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := conf.requestArgs(args.Args); err != nil {
+		return err
+	}
 	pod, err := openPodNS(args)
 	if err != nil {
 		return err
@@ -77,7 +80,7 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 
 	store := ipam.Open(conf.DataDir, conf.Name, conf.Log)
 	owner := ipam.Owner{ContainerID: args.ContainerID, IfName: args.IfName}
-	leases, err := store.Allocate(owner, conf.Sets)
+	leases, err := store.Allocate(owner, conf.Sets, conf.IPs...)
 	if errors.Is(err, ipam.ErrExhausted) {
 		return types.NewError(types.ErrTryAgainLater, err.Error(), "")
 	}
@@ -124,7 +127,10 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 }
 
 // podMAC is the hardware address that the pod gets.
-func podMAC(_ *config, args *skel.CmdArgs) net.HardwareAddr {
+func podMAC(conf *config, args *skel.CmdArgs) net.HardwareAddr {
+	if conf.MAC != nil {
+		return conf.MAC
+	}
 	return link.PodMAC(args.ContainerID, args.IfName)
 }
 
@@ -260,6 +266,7 @@ func isOwn(pod *netns.NS) (bool, error) {
 func podName(cniArgs string) (string, error) {
 	known := map[string]string{
 		"IgnoreUnknown": "", "K8S_POD_NAMESPACE": "", "K8S_POD_NAME": "", "K8S_POD_INFRA_CONTAINER_ID": "", "K8S_POD_UID": "",
+		"IP": "", "MAC": "", // see requestArgs
 	}
 	var unknown []string
 	for pair := range strings.SplitSeq(cniArgs, ";") {

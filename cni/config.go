@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"reflect"
@@ -36,6 +37,8 @@ type config struct {
 	Sets       []ipam.Set
 	Routes     []netip.Prefix // besides the default routes; through the gateway of their family
 	Ports      []hostport.Mapping
+	IPs        []netip.Addr     // asked for, each in another set
+	MAC        net.HardwareAddr // asked for; nil: any
 	DataDir    string
 	// AntiSpoofing keeps pods from sending with addresses that are not theirs.
 	AntiSpoofing bool
@@ -59,13 +62,8 @@ type rawConfig struct {
 	ReadyFile  string         `json:"readyFile"`
 	AntiSpoof  *bool          `json:"antiSpoofing"`
 	Runtime    rawRuntime     `json:"runtimeConfig"`
+	Args       rawArgs        `json:"args"`
 	PrevResult map[string]any `json:"prevResult"`
-}
-
-// rawRuntime is what a runtime says about one pod, each key only when the configuration lists it among
-// its capabilities.
-type rawRuntime struct {
-	PortMappings []rawPort `json:"portMappings"`
 }
 
 type rawIPAM struct {
@@ -105,10 +103,14 @@ func parseConfig(data []byte) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
+	raw.IPAM.Ranges = append(raw.Runtime.IPRanges, raw.IPAM.Ranges...) // as with host-local
 	if c.Sets, err = raw.IPAM.sets(); err != nil {
 		return nil, err
 	}
 	if c.Routes, err = raw.IPAM.routes(c.Sets); err != nil {
+		return nil, err
+	}
+	if err := c.request(raw); err != nil {
 		return nil, err
 	}
 	if c.Ports, err = parsePorts(raw.Runtime.PortMappings, c.Sets); err != nil {
@@ -213,7 +215,7 @@ func logUnknown(log *slog.Logger, data []byte) {
 			}
 		}
 	}
-	report("", top, "cniVersion", "name", "type", "bridge", "mtu", "logLevel", "dns", "ipam", "prevResult", "capabilities", "readyFile", "antiSpoofing", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments")
+	report("", top, "cniVersion", "name", "type", "bridge", "mtu", "logLevel", "dns", "args", "ipam", "prevResult", "capabilities", "readyFile", "antiSpoofing", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments")
 	report("ipam.", below, "type", "dataDir", "ranges", "routes", "subnet", "rangeStart", "rangeEnd", "gateway")
 }
 

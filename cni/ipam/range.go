@@ -130,6 +130,18 @@ func (s Set) Pick(last netip.Addr, taken func(netip.Addr) bool) (lease Lease, ok
 	}
 }
 
+// lease is the first of some addresses that the set has.
+func (s Set) lease(list []netip.Addr) (lease Lease, ok bool) {
+	for _, a := range list {
+		for _, r := range s {
+			if r.Contains(a) {
+				return Lease{Addr: a, Gateway: r.Gateway, Subnet: r.Subnet}, true
+			}
+		}
+	}
+	return Lease{}, false
+}
+
 // after is the address that follows a in the set, and the range it is in.
 func (s Set) after(a netip.Addr) (int, netip.Addr) {
 	for i, r := range s {

@@ -54,8 +54,9 @@ func Open(dataDir, network string, log *slog.Logger) *Store {
 }
 
 // Allocate reserves one address from each set for owner: all of them or, on
-// an error, none. When it returns the reservations have reached the disk.
-func (s *Store) Allocate(owner Owner, sets []Set) (leases []Lease, err error) {
+// an error, none. From a set that has one of wanted it gives that one. When it
+// returns the reservations have reached the disk.
+func (s *Store) Allocate(owner Owner, sets []Set, wanted ...netip.Addr) (leases []Lease, err error) {
 	if err := s.make(); err != nil {
 		return nil, err
 	}
@@ -82,13 +83,9 @@ func (s *Store) Allocate(owner Owner, sets []Set) (leases []Lease, err error) {
 	}()
 	gateways := gatewaysOf(sets)
 	for i, set := range sets {
-		lease, ok := set.Pick(s.last(i), func(a netip.Addr) bool {
-			_, held := book.held[a]
-			return held || gateways[a]
-		})
-		if !ok {
-			return leases, fmt.Errorf("%w in %s: %d of %s in use; delete pods or give the node a larger range",
-				ErrExhausted, set, book.count(set), set.size(gateways))
+		lease, err := s.choose(i, set, wanted, book, gateways)
+		if err != nil {
+			return leases, err
 		}
 		if err := s.write(lease.Addr.String(), owner.encode(), true); err != nil {
 			return leases, fmt.Errorf("reserve %s for %s: %w", lease.Addr, owner, err)
@@ -101,6 +98,25 @@ func (s *Store) Allocate(owner Owner, sets []Set) (leases []Lease, err error) {
 		}
 	}
 	return leases, s.syncDir()
+}
+
+// choose finds the address for set i.
+func (s *Store) choose(i int, set Set, wanted []netip.Addr, b book, gateways map[netip.Addr]bool) (Lease, error) {
+	taken := func(a netip.Addr) bool {
+		_, held := b.held[a]
+		return held || gateways[a]
+	}
+	if lease, ok := set.lease(wanted); ok {
+		if taken(lease.Addr) {
+			return Lease{}, fmt.Errorf("%w: %s was asked for, and is a gateway or belongs to another pod (%s)", ErrExhausted, lease.Addr, b.held[lease.Addr])
+		}
+		return lease, nil
+	}
+	if lease, ok := set.Pick(s.last(i), taken); ok {
+		return lease, nil
+	}
+	return Lease{}, fmt.Errorf("%w in %s: %d of %s in use; delete pods or give the node a larger range",
+		ErrExhausted, set, b.count(set), set.size(gateways))
 }
 
 // Release gives back every address of owner and says which those were. It is
