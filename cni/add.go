@@ -102,6 +102,9 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 		return err
 	}
 
+	if err := shape(back, conf, args, node); err != nil {
+		return err
+	}
 	inside, err := configure(pod, conf, args.IfName, leases)
 	if err != nil {
 		return err

@@ -120,6 +120,9 @@ func checkNode(d *diffs, conf *config, args *skel.CmdArgs, inside int, leases []
 	if err := checkPorts(d, conf, args, h, leases); err != nil {
 		return err
 	}
+	if err := checkShape(d, conf, args, h); err != nil {
+		return err
+	}
 
 	port, err := link.ReadPort(h, link.HostVethName(args.ContainerID, args.IfName))
 	if link.IsNotFound(err) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/braidnet/braid/cni/hostport"
 	"github.com/braidnet/braid/cni/ipam"
+	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/utils"
@@ -30,16 +31,17 @@ const (
 
 // config is a checked configuration.
 type config struct {
-	CNIVersion string
-	Name       string
-	Bridge     string
-	MTU        int // 0: the kernel's default
-	Sets       []ipam.Set
-	Routes     []netip.Prefix // besides the default routes; through the gateway of their family
-	Ports      []hostport.Mapping
-	IPs        []netip.Addr     // asked for, each in another set
-	MAC        net.HardwareAddr // asked for; nil: any
-	DataDir    string
+	CNIVersion     string
+	Name           string
+	Bridge         string
+	MTU            int // 0: the kernel's default
+	Sets           []ipam.Set
+	Routes         []netip.Prefix // besides the default routes; through the gateway of their family
+	Ports          []hostport.Mapping
+	IPs            []netip.Addr     // asked for, each in another set
+	MAC            net.HardwareAddr // asked for; nil: any
+	DataDir        string
+	ToPod, FromPod link.Rate
 	// AntiSpoofing keeps pods from sending with addresses that are not theirs.
 	AntiSpoofing bool
 	ReadyFile    string // there since pods can be reached; empty: always
@@ -113,6 +115,9 @@ func parseConfig(data []byte) (*config, error) {
 	if err := c.request(raw); err != nil {
 		return nil, err
 	}
+	if c.ToPod, c.FromPod, err = raw.Runtime.Bandwidth.rates(); err != nil {
+		return nil, err
+	}
 	if c.Ports, err = parsePorts(raw.Runtime.PortMappings, c.Sets); err != nil {
 		return nil, err
 	}
@@ -160,7 +165,7 @@ func kindName(t reflect.Type) string {
 	switch t.Kind() {
 	case reflect.String:
 		return "a string"
-	case reflect.Int:
+	case reflect.Int, reflect.Uint64:
 		return "a whole number"
 	case reflect.Bool:
 		return "true or false"

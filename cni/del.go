@@ -37,6 +37,9 @@ func unplug(conf *config, node *link.Handle, owner ipam.Owner) error {
 	if err != nil {
 		return err
 	}
+	if err := link.DeleteIfb(node, link.IfbName(owner.ContainerID, owner.IfName)); err != nil {
+		return err
+	}
 	if _, err := antispoof.Remove(host); err != nil {
 		return err
 	}

@@ -96,7 +96,10 @@ func TestKilledAtAnyStep(t *testing.T) {
 		steps := 0
 		for killed := true; killed; steps++ {
 			p := newPod(t, "pod")
-			conf := h.ports("8001:8080/tcp", "8001:8080/udp")
+			conf := h.with(map[string]any{"runtimeConfig": map[string]any{
+				"portMappings": []any{map[string]any{"hostPort": 8001, "containerPort": 8080, "protocol": "tcp"}, map[string]any{"hostPort": 8001, "containerPort": 8080, "protocol": "udp"}},
+				"bandwidth":    map[string]any{"ingressRate": 8_000_000, "egressRate": 8_000_000},
+			}})
 			if verb != "ADD" {
 				if _, failure := h.call("ADD", p.attach, conf); failure != nil {
 					t.Fatalf("ADD before %s, step %d: %v", verb, steps, failure)
@@ -112,7 +115,8 @@ func TestKilledAtAnyStep(t *testing.T) {
 				t.Fatalf("GC after %s was killed at step %d: %v", verb, steps, failure)
 			}
 			out := h.Exec(t, "ip", "-o", "link")
-			if n := h.portElements(); n != 4 || len(h.reserved()) != 2 || strings.Contains(out, p.hostVeth()) {
+			guarded := strings.Contains(h.Exec(t, "nft", "list", "table", "bridge", "braid-antispoof"), p.hostVeth())
+			if n := h.portElements(); n != 4 || len(h.reserved()) != 2 || guarded || strings.Contains(out, p.hostVeth()) || strings.Contains(out, ": bwp") {
 				t.Fatalf("%s killed at step %d: %d elements, reservations %v, links\n%s", verb, steps, n, h.reserved(), out)
 			}
 		}

@@ -166,8 +166,11 @@ func (h *host) clean(when string) {
 	if left := h.reserved(); len(left) > 0 {
 		h.t.Errorf("%s: reservations left: %v", when, left)
 	}
-	if out := h.Exec(h.t, "ip", "-o", "link"); strings.Contains(out, ": brd") {
+	if out := h.Exec(h.t, "ip", "-o", "link"); strings.Contains(out, ": brd") || strings.Contains(out, ": bwp") {
 		h.t.Errorf("%s: links left:\n%s", when, out)
+	}
+	if out, err := h.Output("nft", "list", "table", "bridge", "braid-antispoof"); err == nil && strings.Contains(out, "comment \"brd") {
+		h.t.Errorf("%s: a pod is still guarded:\n%s", when, out)
 	}
 	if _, err := h.Output("ip", "link", "show", "braid0"); err != nil {
 		return

@@ -13,6 +13,7 @@ import (
 // only when the configuration lists it among its capabilities.
 type rawRuntime struct {
 	PortMappings []rawPort    `json:"portMappings"`
+	Bandwidth    rawBandwidth `json:"bandwidth"`
 	IPs          []string     `json:"ips"`
 	MAC          string       `json:"mac"`
 	IPRanges     [][]rawRange `json:"ipRanges"`

@@ -88,7 +88,7 @@ func (a *Agent) saveReady() error {
 }
 
 func (a *Agent) conflist(node *model.Node) cniConflist {
-	p := cniPlugin{Type: "braid", Capabilities: map[string]bool{"portMappings": true},
+	p := cniPlugin{Type: "braid", Capabilities: map[string]bool{"portMappings": true, "bandwidth": true},
 		ReadyFile: filepath.Join(a.cfg.RunDir, readyFile), Bridge: "braid0", IPAM: cniIPAM{DataDir: filepath.Join(a.cfg.StateDir, "networks")}}
 	if a.overlay != nil {
 		p.MTU = int(a.overlay.mtu.Load())

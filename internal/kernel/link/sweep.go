@@ -13,6 +13,9 @@ const PodBridge = "braid0"
 // hostVeth is what HostVethName returns.
 var hostVeth = regexp.MustCompile(`^brd[0-9a-f]{11}$`)
 
+// ifb is what IfbName returns.
+var ifb = regexp.MustCompile(`^bwp[0-9a-f]{11}$`)
+
 // RemovePodLinks removes the pod bridge and the host ends of pods' interfaces, with which the pods'
 // ends go. A link of such a name that is no bridge, or no veth, is not ours and stays. It returns
 // what was removed, also with an error.
@@ -23,7 +26,7 @@ func RemovePodLinks(h *netlink.Handle) (removed []string, err error) {
 	}
 	for _, l := range links {
 		name, kind := l.Attrs().Name, l.Type()
-		if (name != PodBridge || kind != "bridge") && (!hostVeth.MatchString(name) || kind != "veth") {
+		if (name != PodBridge || kind != "bridge") && (!hostVeth.MatchString(name) || kind != "veth") && (!ifb.MatchString(name) || kind != "ifb") {
 			continue
 		}
 		if err := h.LinkDel(l); err != nil && !IsNotFound(err) {

@@ -16,6 +16,8 @@ func TestRemovePodLinksTakesOnlyOurs(t *testing.T) {
 	ns.Exec(t, "ip", "link", "set", "brd0123456789a", "master", "braid0")
 	ns.Exec(t, "ip", "link", "add", "brdge0", "type", "veth", "peer", "name", "other")
 	ns.Exec(t, "ip", "link", "add", "brd0123456789b", "type", "bridge")
+	ns.Exec(t, "ip", "link", "add", "bwp0123456789a", "type", "ifb")
+	ns.Exec(t, "ip", "link", "add", "bwp0123456789ab", "type", "ifb") // as another plugin names its own
 
 	var removed []string
 	if err := ns.Do(func() error {
@@ -29,16 +31,16 @@ func TestRemovePodLinksTakesOnlyOurs(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if len(removed) != 2 {
-		t.Errorf("removed %v, want the bridge braid0 and the veth brd0123456789a", removed)
+	if len(removed) != 3 {
+		t.Errorf("removed %v, want the bridge braid0, the veth brd0123456789a and the ifb bwp0123456789a", removed)
 	}
 	left := ns.Exec(t, "ip", "-o", "link")
-	for _, name := range []string{"docker0", "brdge0", "other", "brd0123456789b"} {
+	for _, name := range []string{"docker0", "brdge0", "other", "brd0123456789b", "bwp0123456789ab"} {
 		if !strings.Contains(left, name) {
 			t.Errorf("%s is not ours and is gone:\n%s", name, left)
 		}
 	}
-	for _, name := range []string{"braid0", "brd0123456789a", "podend"} {
+	for _, name := range []string{"braid0", "brd0123456789a", "podend", "bwp0123456789a"} {
 		if strings.Contains(left, " "+name+":") || strings.Contains(left, " "+name+"@") {
 			t.Errorf("%s is ours and is still there:\n%s", name, left)
 		}
