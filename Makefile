@@ -8,10 +8,11 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w
 NAME    ?= demo
-# Debian packages that the playground and the tests call, behind a command or file of each (a C compiler
-# for the race detector); `make deps` installs what is missing. Debian's other
+# Debian packages that the playground and the tests call, behind a command or file of each (runc and
+# debootstrap for real clusters, a C compiler for the race detector); `make deps` installs what is missing. Debian's other
 # package of nc, netcat-traditional, does not know the options.
-TOOLS   := ip:iproute2 nft:nftables iptables:iptables dig:dnsutils curl:curl ping:iputils-ping nc.openbsd:netcat-openbsd strace:strace gcc:gcc /usr/include/stdlib.h:libc6-dev strace:strace
+TOOLS   := ip:iproute2 nft:nftables iptables:iptables dig:dnsutils curl:curl ping:iputils-ping nc.openbsd:netcat-openbsd strace:strace \
+	runc:runc debootstrap:debootstrap nsenter:util-linux gcc:gcc /usr/include/stdlib.h:libc6-dev
 # A plain `su` leaves these folders out, and the tools are there.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
@@ -56,14 +57,18 @@ demo-down: ## remove every trace of the playground
 	@if [ -x bin/netagent ]; then bin/netagent lab down --name $(NAME); else $(MAKE) --no-print-directory build && bin/netagent lab down --name $(NAME); fi
 
 .PHONY: test
-test: build deps ## run every test: units, kernel tests in network namespaces, the playground (root)
+test: images deps ## run every test: units, kernel tests in network namespaces, the playground, a real cluster (root)
 	CGO_ENABLED=1 $(GOTEST) -- -race -timeout 20m ./internal/... ./plugin/... ./netagent/... ./cni/... ./coredns-build/...
 	$(GOTEST) -- -timeout 40m ./deploy/... ./test/...
-	go test -C test/cluster ./...
+	$(GOTEST) --raw-command -- go test -C test/cluster -json -count=1 -timeout 40m ./...
 
 .PHONY: images
 images: build ## write bin/images/*.tar, container images that `ctr images import` takes
 	go run ./deploy/images
+
+.PHONY: conformance
+conformance: images deps ## run upstream's network specs on real clusters and write docs/conformance.md (root, an hour)
+	go run -C test/cluster . conformance --images bin/images/netagent.tar,bin/images/coredns.tar
 
 .PHONY: oracle
 oracle: ## compare our CoreDNS with the stock one, query by query (builds the stock one)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"os/exec"
@@ -62,6 +64,24 @@ func programs() []program {
 		out = append(out, program{name: name, module: "kubernetes", pkg: "k8s.io/kubernetes/test/images/" + name, ldflags: kubeLD})
 	}
 	return append(out, stockDNS, program{name: "pause", pkg: "./pause", ldflags: "-s -w"})
+}
+
+// balancer is the load balancer of `up --load-balancer`. It is our own, so its name in the cache follows its
+// sources.
+func (o *options) balancer() (program, error) {
+	sources, err := filepath.Glob(filepath.Join(o.Root, "test/cluster/build/kubernetes/balancer/*.go"))
+	if err != nil {
+		return program{}, err
+	}
+	sum := sha256.New()
+	for _, file := range sources {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return program{}, err
+		}
+		sum.Write(data)
+	}
+	return program{name: "balancer-" + hex.EncodeToString(sum.Sum(nil)[:4]), module: "kubernetes", pkg: "./balancer", ldflags: "-s -w"}, nil
 }
 
 // suite is upstream's end-to-end suite, and what runs it in several processes; only `e2e` needs them.

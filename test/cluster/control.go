@@ -38,7 +38,15 @@ func startControl(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	for _, j := range []job{o.controllers(), o.scheduler()} {
+	late := []job{o.controllers(), o.scheduler()}
+	if o.Balancer {
+		p, err := o.balancer()
+		if err != nil {
+			return err
+		}
+		late = append(late, job{Name: "balancer", Argv: []string{o.bin(p.name), "--kubeconfig=" + o.kubeconfig()}})
+	}
+	for _, j := range late {
 		if err := start(ctx, o, control, j); err != nil {
 			return err
 		}

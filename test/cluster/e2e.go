@@ -75,6 +75,6 @@ func (o *options) suite(r suiteRun) ([]string, error) {
 		argv = append(argv, "--silence-skips")
 	}
 	argv = append(argv, o.bin("e2e.test"), "--", "--provider=local", "--kubeconfig="+o.kubeconfig(), "--e2e-verify-service-account=false",
-		"--report-dir="+filepath.Dir(o.report()), "--e2e-output-dir="+o.path("e2e"))
+		"--report-dir="+filepath.Dir(o.report()), "--num-nodes="+strconv.Itoa(o.Nodes), "--e2e-output-dir="+o.path("e2e"))
 	return argv, os.MkdirAll(filepath.Dir(o.report()), 0o755)
 }

@@ -25,7 +25,7 @@ const (
 )
 
 // debianLayer makes the file system in a mount namespace of its own, so that what debootstrap mounts goes
-// with it.
+// with it. BusyBox stands in for what specs written for Alpine call and Debian lacks, such as wget.
 func debianLayer(ctx context.Context, dir, layer string) error {
 	root, err := os.MkdirTemp(dir, "debian-")
 	if err != nil {
@@ -33,11 +33,14 @@ func debianLayer(ctx context.Context, dir, layer string) error {
 	}
 	defer os.RemoveAll(root)
 	script := `mount --make-rprivate /
-debootstrap --variant=minbase --include=` + strings.Join(debianTools, ",") + ` bookworm "$1" >"$2" 2>&1
+debootstrap --variant=minbase --include="$4" "$5" "$1" >"$2" 2>&1
+for applet in $(chroot "$1" busybox --list); do
+	chroot "$1" sh -c 'command -v "$1" >/dev/null || ln -s /bin/busybox "/usr/local/bin/$1"' sh "$applet"
+done
 rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/* "$1"/usr/share/doc "$1"/usr/share/locale "$1"/usr/share/man
 tar --numeric-owner --one-file-system -C "$1" -cf "$3" .`
 	log := filepath.Join(dir, "debootstrap.log")
-	cmd := exec.CommandContext(ctx, "sh", "-euc", script, "sh", root, log, layer)
+	cmd := exec.CommandContext(ctx, "sh", "-euc", script, "sh", root, log, layer, strings.Join(debianTools, ","), debianSuite)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	cmd.Env = append(os.Environ(), "PATH="+systemPath)
 	if _, err := run(cmd); err != nil {

@@ -36,6 +36,7 @@ func commands() []command {
 		{"faults", "[--only NAME,…]", "break things under traffic, and judge what users would notice", runFaults},
 		{"timings", "", "measure how soon pods run and nodes are Ready", runTimings},
 		{"e2e", "--focus REGEXP [--skip REGEXP]", "run upstream's end-to-end specs", runE2E},
+		{"conformance", "[--only braid|stock|v4|dual] [--focus REGEXP]", "run upstream's network specs and write docs/conformance.md", runConformance},
 		{"kubectl", "ARGS…", "run kubectl as administrator, in the control plane's network", runKubectl},
 		{"exec", "control|NODE COMMAND…", "run a command inside a node, or in the control plane's network", runExec},
 		{"status", "", "what runs where", runStatus},

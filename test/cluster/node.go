@@ -126,7 +126,7 @@ func (o *options) kubeletConfig() map[string]any {
 		"clusterDNS": []netip.Addr{o.families()[0].dns}, "clusterDomain": "cluster.local", "resolvConf": dir + "resolv.conf",
 		"containerRuntimeEndpoint": "unix://" + runtimeSocket,
 		"cgroupDriver":             "cgroupfs", "cgroupsPerQOS": false, "enforceNodeAllocatable": []string{},
-		"failCgroupV1": false, "failSwapOn": false, "localStorageCapacityIsolation": false,
+		"failCgroupV1": false, "failSwapOn": false, "localStorageCapacityIsolation": true,
 		"evictionHard": map[string]string{}, "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
 		"staticPodPath":   dir + "manifests",
 		"volumePluginDir": dir + "plugins-exec", "maxPods": 200, "featureGates": gates,

@@ -60,6 +60,7 @@ type options struct {
 	Network  string   // braid (Deploy or Host) or stock
 	Gates    string   // feature gates of all programs
 	Zones    int      // how many zones the nodes are dealt to; 0 = none
+	Balancer bool     // run a load balancer beside the control plane
 	Settings []string // lines for the agents' settings in Deploy
 }
 

@@ -13,7 +13,10 @@ import (
 )
 
 // debianTools are what upstream's specs and our checks run inside pods, beyond agnhost.
-var debianTools = []string{"dnsutils", "curl", "netcat-openbsd", "iproute2", "iptables", "iputils-ping", "iperf", "conntrack", "nginx-light"}
+var debianTools = []string{"bind9-dnsutils", "curl", "netcat-openbsd", "iproute2", "iptables", "iputils-ping", "iperf", "conntrack", "nginx-light", "busybox"}
+
+// debianSuite has an iperf that prints what the spec about throughput reads.
+const debianSuite = "trixie"
 
 // The images that upstream's network specs name, each as near to its original as files of Debian and
 // Kubernetes' own sources make it: one Debian with everybody's tools instead of Alpine, BusyBox and others.
@@ -33,7 +36,7 @@ const stockDNSImage = "registry.k8s.io/coredns/coredns:" + coreDNSVersion
 // testArchive holds all test images. Its name follows what they are made of, so that a cache of another
 // recipe is not taken for it.
 func (o *options) testArchive() string {
-	recipe := fmt.Sprint(debianTools, agnhostNames, nginxNames, boomNames, pauseNames, stockDNSImage)
+	recipe := fmt.Sprint(debianSuite, debianTools, agnhostNames, nginxNames, boomNames, pauseNames, stockDNSImage)
 	sum := sha256.Sum256([]byte(recipe))
 	return filepath.Join(o.Cache, "images", "test-"+hex.EncodeToString(sum[:4])+".tar")
 }

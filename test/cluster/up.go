@@ -38,6 +38,7 @@ func upOptions(args []string) (*options, error) {
 	f.BoolVar(&o.Host, "host-agent", false, "run bin/netagent as a program of each node, instead of --deploy")
 	f.StringVar(&o.Network, "network", networkBraid, "braid, or stock: the reference CNI plugins, kube-proxy and CoreDNS")
 	f.Var(&settings, "agent-setting", "line for the agents' settings in --deploy, as 'log-level: debug'; may be repeated")
+	f.BoolVar(&o.Balancer, "load-balancer", false, "give Services of type LoadBalancer addresses, which the control plane's network reaches")
 	f.IntVar(&o.Zones, "zones", 0, "label the nodes with this many zones, in turn")
 	f.StringVar(&o.Gates, "feature-gates", "", "feature gates of all of Kubernetes' programs, as NAME=true,…")
 	rest, err := parse(f, o, args)
@@ -91,6 +92,13 @@ func begin(ctx context.Context, o *options) error {
 	all := programs()
 	if o.Network == networkStock {
 		all = append(all, stockPrograms()...)
+	}
+	if o.Balancer {
+		p, err := o.balancer()
+		if err != nil {
+			return err
+		}
+		all = append(all, p)
 	}
 	if err := build(ctx, o, all...); err != nil {
 		return err
