@@ -64,7 +64,7 @@ func (e *External) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Ms
 	switch {
 	case !a.fixed && len(a.records) == 0 && !e.cluster.Ready():
 		kubernetes.NotSynced(m, r)
-	case !a.exists && e.cfg.fall.Through(state.Name()):
+	case !a.exists && !a.fixed && e.cfg.fall.Through(state.Name()):
 		return plugin.NextOrFailure(e.Name(), e.Next, ctx, w, r)
 	case !a.exists:
 		m.Rcode = dns.RcodeNameError

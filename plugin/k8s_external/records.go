@@ -52,8 +52,12 @@ func (e *External) addresses(ctx context.Context, q question, targets []names.Ou
 	}
 }
 
-// lookup asks the server we run in; what cannot be resolved is left to the client.
+// lookup asks the server we run in; what cannot be resolved is left to the client. In a transfer, which
+// has no client, what is behind an alias is not of the zone.
 func (e *External) lookup(ctx context.Context, q question, host string, typ uint16) *dns.Msg {
+	if q.state.W == nil {
+		return new(dns.Msg)
+	}
 	m, err := e.upstream.Lookup(ctx, q.state, dns.Fqdn(host), typ)
 	if err != nil || m == nil {
 		log.Warningf("no answer for %s, which %s is an alias of: %v", host, q.name, err)

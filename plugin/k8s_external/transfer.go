@@ -71,6 +71,9 @@ func (e *External) contents(zone string, emit func([]dns.RR)) {
 			ask(base, dns.TypeA, dns.TypeAAAA, dns.TypeSRV)
 		case len(hosts) > 0:
 			ask(base, dns.TypeCNAME) // nothing may stand beside it
+			for _, l := range x.Ports(s) {
+				ask(l+"."+base, dns.TypeSRV)
+			}
 			continue
 		case e.cfg.headless && s.Headless:
 			ask(base, dns.TypeA, dns.TypeAAAA, dns.TypeSRV)

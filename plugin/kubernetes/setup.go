@@ -20,6 +20,9 @@ import (
 // registry holds the process's stores; it outlives reloads.
 var registry = stores.New(runSource, logger, observeProgramming)
 
+// Sources describes the sources of cluster state that are in use.
+func Sources() []stores.Status { return registry.Status() }
+
 var logger = slog.New(logHandler{})
 
 func init() {

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"fmt"
+	"hash/fnv"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/braidnet/braid/internal/source"
 	"github.com/braidnet/braid/test/oracle/fakeapi"
 )
 
@@ -45,6 +47,9 @@ func (c *cluster) chance(percent int) bool { return c.IntN(100) < percent }
 // names, so that each generation is new to both programs.
 func generate(seed uint64, generation int, local []netip.Addr) *cluster {
 	c := &cluster{Rand: rand.New(rand.NewPCG(seed, uint64(generation))), generation: generation, local: local, used: map[netip.Addr]bool{}}
+	for _, taken := range []string{"fd00:10:96::80", "fd00:10:96::81", "fd00:10:96::85"} { // by handCluster
+		c.used[netip.MustParseAddr(taken)] = true
+	}
 	for _, ns := range namespaces {
 		if ns == "prod" || ns == "default" || c.chance(80) {
 			c.objects = append(c.objects, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}})
@@ -63,7 +68,86 @@ func generate(seed uint64, generation int, local []netip.Addr) *cluster {
 		c.external("prod", fmt.Sprintf("ext-%d", i))
 	}
 	c.orphans()
+	c.sets()
+	label(c.objects)
 	return c
+}
+
+// label gives objects labels that depend on nothing but their names.
+func label(objects []fakeapi.Object) {
+	for _, o := range objects {
+		h := fnv.New32a()
+		h.Write([]byte(o.GetNamespace() + "/" + o.GetName()))
+		n := h.Sum32()
+		labels := map[string]string{"app": []string{"web", "db", "both"}[n%3], "team": []string{"red", "blue"}[n%2]}
+		if name := o.GetNamespace() + o.GetName(); strings.Contains(name, "sync-") || o.GetName() == "hand" {
+			labels["app"], labels["team"] = "web", "red"
+		}
+		if n%7 == 0 && !strings.Contains(o.GetNamespace(), "sync-") {
+			delete(labels, "app")
+		}
+		for k, v := range o.GetLabels() {
+			labels[k] = v
+		}
+		o.SetLabels(labels)
+	}
+}
+
+// sets adds services of a cluster set, with slices of three clusters.
+func (c *cluster) sets() {
+	for _, ns := range []string{"prod", "default"} {
+		for i, name := range []string{"far", "web", "both", "empty"} {
+			o := &source.ServiceImport{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Spec: source.ServiceImportSpec{Type: "Headless"}}
+			if c.chance(50) {
+				o.Spec.Type, o.Spec.IPs = "ClusterSetIP", []string{c.addr4(98, byte(i)).String()}
+			}
+			ports := c.ports()
+			if len(ports) == 0 { // CoreDNS knows no addresses of an import without ports
+				ports = []port{{"http", corev1.ProtocolTCP, 80}}
+			}
+			for _, p := range ports {
+				o.Spec.Ports = append(o.Spec.Ports, source.ServiceImportPort{Name: p.name, Protocol: p.protocol, Port: int32(p.number)})
+			}
+			c.objects = append(c.objects, o)
+			base := name + "." + ns + ".svc"
+			c.names = append(c.names, base, base, "_tcp."+base, "east."+base, "nowhere."+base)
+			for _, p := range ports {
+				c.names = append(c.names, "_"+p.name+"._"+strings.ToLower(string(p.protocol))+"."+base, p.name+"."+strings.ToLower(string(p.protocol))+"."+base)
+			}
+			for _, cluster := range []string{"east", "west"} {
+				if name != "empty" && c.chance(70) {
+					c.importSlice(ns, name, cluster, ports)
+				}
+			}
+		}
+	}
+}
+
+func (c *cluster) importSlice(ns, name, cluster string, ports []port) {
+	s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: fmt.Sprintf("set-%s-g%d-%s", name, c.generation, cluster),
+		Labels: map[string]string{"multicluster.kubernetes.io/service-name": name, "multicluster.kubernetes.io/source-cluster": cluster}}, AddressType: discoveryv1.AddressTypeIPv4}
+	if name == "both" { // of the cluster and of the set
+		s.Labels[discoveryv1.LabelServiceName] = "web"
+	}
+	for _, p := range ports {
+		number := int32(p.number)
+		s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: &p.name, Protocol: &p.protocol, Port: &number})
+	}
+	for range 1 + c.IntN(3) {
+		a := c.addr4(245, 1) // nobody asks for their reverse names: stock CoreDNS does not answer at all
+		e := discoveryv1.Endpoint{Addresses: []string{a.String()}}
+		if c.chance(40) {
+			e.Hostname = &hostnames[c.IntN(2)]
+		}
+		if c.chance(15) {
+			e.Conditions.Ready = new(bool)
+		}
+		s.Endpoints = append(s.Endpoints, e)
+		for _, label := range []string{dashed(a), hostnames[0]} {
+			c.names = append(c.names, label+"."+cluster+"."+name+"."+ns+".svc", label+"."+name+"."+ns+".svc")
+		}
+	}
+	c.objects = append(c.objects, s)
 }
 
 func (c *cluster) addr4(a, b byte) netip.Addr {
@@ -116,6 +200,7 @@ func (c *cluster) service(ns, name string) {
 		s.Spec.ClusterIPs = []string{v6.String(), v4.String()}
 	}
 	c.addrs = append(c.addrs, v4, v6)
+	c.outside(s)
 	ports := c.ports()
 	for _, p := range ports {
 		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: p.name, Protocol: p.protocol, Port: int32(p.number)})
@@ -124,6 +209,29 @@ func (c *cluster) service(ns, name string) {
 	c.serviceNames(ns, name, ports)
 	for i := range c.IntN(4) {
 		c.slice(ns, name, i, ports)
+	}
+}
+
+// outside gives some services external addresses.
+func (c *cluster) outside(s *corev1.Service) {
+	external := func() string {
+		a := netip.AddrFrom4([4]byte{192, 0, 2, byte(1 + c.IntN(250))})
+		c.addrs = append(c.addrs, a)
+		return a.String()
+	}
+	if c.chance(15) {
+		s.Spec.ExternalIPs = []string{external()}
+	}
+	if s.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		return
+	}
+	switch c.IntN(4) {
+	case 0:
+		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: external()}, {IP: c.addr6(0x77).String()}}
+	case 1:
+		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{Hostname: pick(c.Rand, []string{"www.example.net", "only4.example.net", "none.example.net"})}}
+	case 2:
+		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: external()}, {IP: external()}}
 	}
 }
 
@@ -149,7 +257,8 @@ func (c *cluster) ports() (out []port) {
 func (c *cluster) serviceNames(ns, name string, ports []port) {
 	base := name + "." + ns + ".svc"
 	c.names = append(c.names, base, base, base, "x."+base, "_tcp."+base, "_udp."+base, "tcp."+base, "_."+base, "*."+base, "any."+base,
-		"_http._tcp."+base, "http.tcp."+base, "_._tcp."+base, "_http._."+base, "_._."+base, "a.b.c."+base, "_http._tcp.x."+base, "a.pin._zone."+base)
+		"_http._tcp."+base, "http.tcp."+base, "_._tcp."+base, "_http._."+base, "_._."+base, "a.b.c."+base, "_http._tcp.x."+base, "a.pin._zone."+base,
+		"east.pin._zone."+base, "west.prefer._zone."+base, "a.b.pin._zone."+base, "north.prefer._zone."+base, "_zone."+base, "pin._zone."+base, "east.near._zone."+base, "x.east."+base)
 	for _, p := range ports {
 		proto := strings.ToLower(string(p.protocol))
 		c.names = append(c.names, "_"+p.name+"._"+proto+"."+base, p.name+"."+proto+"."+base, "_"+proto+"."+base, "_"+p.name+"._sctp."+base)
@@ -225,6 +334,9 @@ func (c *cluster) endpoint(ns, service string, family discoveryv1.AddressType) d
 		if len(pod) < 64 {
 			c.names = append(c.names, pod+"."+base)
 		}
+	}
+	if zone := pick(c.Rand, []string{"", "east", "west", "a.b"}); zone != "" {
+		e.Zone = &zone
 	}
 	switch c.IntN(10) {
 	case 0:

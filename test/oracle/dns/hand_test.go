@@ -9,6 +9,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/braidnet/braid/internal/source"
 	"github.com/braidnet/braid/test/oracle/fakeapi"
 )
 
@@ -34,6 +35,16 @@ var handNames = []string{
 	"fd00-10-244-81--.db.hand.svc", "down.hand.svc", "bare.hand.svc", "_tcp.down.hand.svc", "portless.hand.svc", "_x._tcp.portless.hand.svc",
 	"10-244-82-1.portless.hand.svc", "anyport.hand.svc", "_any._tcp.anyport.hand.svc", "large.hand.svc", "_l._tcp.large.hand.svc", "nopod.hand.svc", "empty.hand.svc",
 	"fqdn.hand.svc", "www-example-net.fqdn.hand.svc", "10-244-83-3.hand.pod",
+	// Zone-scoped names, of headless services and of others.
+	"east.pin._zone.placed.hand.svc", "west.pin._zone.placed.hand.svc", "north.pin._zone.placed.hand.svc", "north.prefer._zone.placed.hand.svc", "a.b.pin._zone.placed.hand.svc",
+	"EAST.Pin._Zone.placed.hand.svc", "_zone.placed.hand.svc", "pin._zone.placed.hand.svc", "prefer._zone.placed.hand.svc", "east.near._zone.placed.hand.svc", "east.pin._zone.web.hand.svc",
+	"east.pin._zone.out.hand.svc", "east.pin._zone.none.hand.svc", "east.pin._zone.down.hand.svc", "_x._tcp.east.pin._zone.placed.hand.svc", "east.pin._zone.placed.hand.pod",
+	// Cluster sets: by address, headless, endpoints by cluster, clusters alone, imports without endpoints.
+	"far.hand.svc", "_http._tcp.far.hand.svc", "http._tcp.far.hand.svc", "http.tcp.far.hand.svc", "far-0.east.far.hand.svc", "far-0.west.far.hand.svc", "far-0.far.hand.svc", "east.far.hand.svc",
+	"nowhere.far.hand.svc", "10-245-0-2.east.far.hand.svc", "set.hand.svc", "_http._tcp.set.hand.svc", "10-245-0-3.east.set.hand.svc", "lonely.hand.svc", "idle.hand.svc", "FAR-0.East.far.hand.svc",
+	// Names of external addresses; in other zones they are what they look like.
+	"lb.hand.svc", "_http._tcp.lb.hand.svc", "_none._tcp.lb.hand.svc", "x.lb.hand.svc", "lb-host.hand.svc", "lb-host2.hand.svc", "lb-both.hand.svc", "lb-none.hand.svc", "ext-headless.hand.svc",
+	"ns1.dns.svc", "ns2.dns.svc", "a.ns1.dns.svc", "dns.svc", "_http._tcp.lb-host.hand.svc",
 	// ExternalName.
 	"out.hand.svc", "alias.hand.svc", "out-none.hand.svc", "out-refused.hand.svc", "out-v4.hand.svc", "out-v6.hand.svc", "in.hand.svc", "in-twice.hand.svc", "in-upper.hand.svc",
 	"in-headless.hand.svc", "in-none.hand.svc", "in-apex.hand.svc", "in-ns.hand.svc", "in-pod.hand.svc", "self.hand.svc", "loop-a.hand.svc", "loop-b.hand.svc", "back.hand.svc", "only4.hand.svc",
@@ -51,7 +62,7 @@ var handNames = []string{
 var handReverse = []string{
 	"1.80.96.10.in-addr.arpa.", "1.80.244.10.in-addr.arpa.", "1.81.244.10.in-addr.arpa.", "3.81.244.10.in-addr.arpa.", "9.80.244.10.in-addr.arpa.", "1.83.244.10.in-addr.arpa.",
 	"5.80.244.10.in-addr.arpa.", "80.96.10.in-addr.arpa.", "in-addr.arpa.", "10.in-addr.arpa.", "ip6.arpa.", "256.80.244.10.in-addr.arpa.", "01.80.96.10.in-addr.arpa.", "x.1.80.96.10.in-addr.arpa.",
-	"1.84.96.10.in-addr.arpa.", "1.85.96.10.in-addr.arpa.", "4.3.2.1.0.0.0.0.ip6.arpa.", "x.ip6.arpa.", "svc.in-addr.arpa.", "hand.svc.in-addr.arpa.", "web.hand.svc.ip6.arpa.", "dns-version.in-addr.arpa.",
+	"1.84.96.10.in-addr.arpa.", "1.85.96.10.in-addr.arpa.", "4.3.2.1.0.0.0.0.ip6.arpa.", "x.ip6.arpa.", "svc.in-addr.arpa.", "81.2.0.192.in-addr.arpa.", "82.2.0.192.in-addr.arpa.", "84.2.0.192.in-addr.arpa.", "87.2.0.192.in-addr.arpa.", "2.0.192.in-addr.arpa.", "x.2.0.192.in-addr.arpa.", "1.86.244.10.in-addr.arpa.", "hand.svc.in-addr.arpa.", "web.hand.svc.ip6.arpa.", "dns-version.in-addr.arpa.",
 	"ns.dns.in-addr.arpa.", "10-244-83-1.hand.pod.in-addr.arpa.", "WWW.example.net.", "example.net.", "none.example.net.", "unserved.test.", "local.", ".",
 	reverseOf("fd00:10:96::80"), reverseOf("fd00:10:244::80"), reverseOf("fd00:10:244:81::"), reverseOf("fd00:10:244:83::1"), reverseOf("2001:db8::1"), reverseOf("::ffff:10.96.80.1"), reverseOf("::"),
 	strings.ToUpper(reverseOf("fd00:10:96::80")),
@@ -87,6 +98,13 @@ func handCluster() []fakeapi.Object {
 		service("hand/nopod", "None", "x/TCP/1"), slice("hand/nopod-4", "nopod", "x/TCP/1", "10.244.82.9=/"+strings.Repeat("p", 64), "10.244.82.10=/a.b"),
 		pod("hand/one", corev1.PodRunning, "10.244.83.1", "fd00:10:244:83::1"), pod("hand/done", corev1.PodSucceeded, "10.244.83.2", "fd00:10:244:83::2"),
 	}
+	placed := slice("hand/placed-1", "placed", "x/TCP/1", "10.244.86.1", "10.244.86.2", "10.244.86.3", "10.244.86.4")
+	for i, zone := range []string{"east", "west", "a.b"} {
+		placed.Endpoints[i].Zone = &zone
+	}
+	list = append(list, service("hand/placed", "None", "x/TCP/1"), placed)
+	list = append(list, handSets()...)
+	list = append(list, handOutside()...)
 	fqdn := slice("hand/fqdn-1", "fqdn", "x/TCP/1", "www.example.net")
 	fqdn.AddressType = discoveryv1.AddressTypeFQDN
 	leaving := pod("hand/leaving", corev1.PodRunning, "10.244.83.3")
@@ -103,6 +121,45 @@ func handCluster() []fakeapi.Object {
 		list = append(list, externalName("hand/chain-"+itoa(i+1), "chain-"+itoa(i)+".hand.svc.cluster.local"))
 	}
 	return list
+}
+
+// handSets are services of a cluster set.
+func handSets() []fakeapi.Object {
+	imported := func(name, ip string) *source.ServiceImport {
+		s := &source.ServiceImport{ObjectMeta: meta("hand/" + name), Spec: source.ServiceImportSpec{Type: "Headless", Ports: []source.ServiceImportPort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80}}}}
+		if ip != "" {
+			s.Spec.Type, s.Spec.IPs = "ClusterSetIP", []string{ip}
+		}
+		return s
+	}
+	of := func(s *discoveryv1.EndpointSlice, name, cluster string) *discoveryv1.EndpointSlice {
+		s.Labels = map[string]string{"multicluster.kubernetes.io/service-name": name, "multicluster.kubernetes.io/source-cluster": cluster}
+		return s
+	}
+	return []fakeapi.Object{
+		imported("far", ""), imported("set", "10.98.0.1"), imported("lonely", "10.98.0.2"), imported("idle", ""),
+		of(slice("hand/far-e", "", "http/TCP/80", "10.245.0.1=far-0", "10.245.0.2"), "far", "east"),
+		of(slice("hand/far-w", "", "http/TCP/80", "10.245.1.1=far-0", "10.245.1.2!"), "far", "west"),
+		of(slice("hand/set-e", "", "http/TCP/80", "10.245.0.3"), "set", "east"),
+	}
+}
+
+// handOutside are services that are reached from outside.
+func handOutside() []fakeapi.Object {
+	outside := func(name string, external []string, ingress ...corev1.LoadBalancerIngress) *corev1.Service {
+		s := service("hand/"+name, "10.96.87."+itoa(10+len(name)), "http/TCP/80 https/TCP/443")
+		s.Spec.Type, s.Spec.ExternalIPs, s.Status.LoadBalancer.Ingress = corev1.ServiceTypeLoadBalancer, external, ingress
+		return s
+	}
+	headless := service("hand/ext-headless", "None", "http/TCP/80")
+	headless.Spec.ExternalIPs = []string{"192.0.2.87"}
+	return []fakeapi.Object{
+		outside("lb", []string{"192.0.2.81"}, corev1.LoadBalancerIngress{IP: "192.0.2.82"}, corev1.LoadBalancerIngress{IP: "2001:db8::82"}),
+		outside("lb-host", nil, corev1.LoadBalancerIngress{Hostname: "www.example.net"}),
+		outside("lb-host2", nil, corev1.LoadBalancerIngress{Hostname: "www.example.net"}, corev1.LoadBalancerIngress{Hostname: "only4.example.net"}),
+		outside("lb-both", []string{"192.0.2.83"}, corev1.LoadBalancerIngress{Hostname: "www.example.net"}),
+		outside("lb-none", nil), headless, slice("hand/ext-headless-1", "ext-headless", "http/TCP/80", "10.244.87.1"),
+	}
 }
 
 func many(n int) (out []string) {

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/braidnet/braid/internal/source"
 	"github.com/braidnet/braid/test/oracle/fakeapi"
 )
 
@@ -194,6 +195,7 @@ func next(t *testing.T, api *fakeapi.Server, before *cluster, g int, local []net
 	}
 	ns := "sync-" + itoa(g)
 	c.objects = append(c.objects, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, service(ns+"/s", "10.97.0.1", "x/TCP/1"), service(ns+"/h", "None", "x/TCP/1"),
+		&source.ServiceImport{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "i"}, Spec: source.ServiceImportSpec{Type: "ClusterSetIP", IPs: []string{"10.98.99.1"}, Ports: []source.ServiceImportPort{{Name: "x", Port: 1, Protocol: corev1.ProtocolTCP}}}},
 		slice(ns+"/s", "s", "x/TCP/1", "10.244.99.1"), slice(ns+"/h", "h", "x/TCP/1", "10.244.99.2"), pod(ns+"/p", corev1.PodRunning, "10.244.99.3"))
 	if before != nil {
 		still := map[string]bool{}
@@ -208,6 +210,7 @@ func next(t *testing.T, api *fakeapi.Server, before *cluster, g int, local []net
 		}
 		api.Delete(gone...)
 	}
+	label(c.objects)
 	api.Put(c.objects...)
 	return c
 }
@@ -222,11 +225,20 @@ func synced(t *testing.T, v *variant, g int) {
 	if v.verified {
 		names = append(names, "10-244-99-3.sync-%d.pod")
 	}
+	zone := v.zones[0]
+	if v.name == "multicluster" {
+		zone = v.zones[1]
+		names = append(names, "i.sync-%d.svc")
+	}
 	p := newPair(v)
 	defer p.close()
 	for _, name := range names {
+		zone := zone
+		if strings.HasPrefix(name, "i.") {
+			zone = v.zones[0]
+		}
 		eventually(t, v.name+": generation "+itoa(g)+" of the cluster", func() error {
-			x := p.ask(question{variant: v, name: relative(fmt.Sprintf(name, g), v.zones[0]), typ: dns.TypeA, class: dns.ClassINET})
+			x := p.ask(question{variant: v, name: relative(fmt.Sprintf(name, g), zone), typ: dns.TypeA, class: dns.ClassINET})
 			if len(x.stock.answer) == 1 && len(x.ours.answer) == 1 && !strings.Contains(x.stock.answer[0]+x.ours.answer[0], "192.0.2.99") {
 				return nil
 			}

@@ -148,6 +148,11 @@ func (v *variant) mute(q question) bool {
 
 func relative(rel, zone string) string {
 	switch {
+	case zone == externalZone:
+		rel = strings.TrimSuffix(rel, "svc")
+		if rel = strings.TrimSuffix(rel, "."); rel == "" {
+			return zone
+		}
 	case rel == "":
 		return zone
 	case zone == ".":

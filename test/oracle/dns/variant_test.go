@@ -18,6 +18,7 @@ type variant struct {
 	wide     bool // listens on every address, and so is a name server with addresses
 	noSlices bool // does not read endpoints
 	verified bool // reads pods
+	external bool // has k8s_external for externalZone and externalReverse
 
 	stock, ours string // addresses
 }
@@ -43,9 +44,22 @@ func variants() []*variant {
 		{name: "fallthrough-part", zones: cluster, reverse: reverse, options: []string{"fallthrough prod.svc.cluster.local hand.svc.cluster.local"}, behind: true},
 		{name: "zones", zones: []string{"k8s.example.org.", "cluster.local.", "deep.cluster.local."}, reverse: "10.96.0.0/12 fd00:10:240::/44", options: []string{"pods insecure"}},
 		{name: "root", zones: []string{"."}, options: []string{"pods insecure"}},
+		{name: "labels", zones: cluster, reverse: reverse, options: []string{"labels app in (web, both)", "pods verified"}, verified: true},
+		{name: "namespace-labels", zones: cluster, options: []string{"namespace_labels team=red", "pods insecure"}},
+		{name: "zonal", zones: cluster, reverse: reverse, options: []string{"zonal", "pods insecure"}},
+		{name: "multicluster", zones: []string{"clusterset.local.", "cluster.local."}, reverse: reverse, options: []string{"multicluster clusterset.local", "zonal", "pods verified"}, verified: true},
+		{name: "limits", zones: cluster, reverse: reverse, options: []string{"apiserver_qps 50", "apiserver_burst 100", "apiserver_max_inflight 10", "startup_timeout 10s"}},
+		{name: "external", zones: []string{"cluster.local.", externalZone}, options: []string{"ttl 17"}, external: true},
+		{name: "external-wide", zones: []string{"cluster.local.", externalZone}, options: []string{"endpoint_pod_names"}, external: true, behind: true, wide: true},
 		{name: "no-reverse", zones: cluster, options: []string{"pods insecure", "endpoint_pod_names", "ignore empty_service", "fallthrough"}},
 	}
 }
+
+// The zones of k8s_external. In the first, names have no "svc".
+const (
+	externalZone    = "ext.test."
+	externalReverse = "192.0.2.0/24"
+)
 
 // exampleNet is the zone outside that ExternalName services lead into.
 const exampleNet = `$ORIGIN example.net.
@@ -91,13 +105,21 @@ func corefile(t *testing.T, all []*variant, api string, which string) string {
 		if !v.wide {
 			b.WriteString("    bind 127.0.0.1\n")
 		}
-		fmt.Fprintf(&b, "    kubernetes %s %s {\n        endpoint %s\n", strings.Join(v.zones, " "), v.reverse, api)
+		zones := strings.ReplaceAll(strings.Join(v.zones, " "), externalZone, "")
+		fmt.Fprintf(&b, "    kubernetes %s %s {\n        endpoint %s\n", zones, v.reverse, api)
 		for _, o := range v.options {
 			fmt.Fprintf(&b, "        %s\n", o)
 		}
 		fmt.Fprintf(&b, "    }\n    file %s example.net\n", zone)
+		if v.external {
+			fmt.Fprintf(&b, "    k8s_external %s %s {\n        ttl 9\n        headless\n", externalZone, externalReverse)
+			if v.behind {
+				b.WriteString("        fallthrough\n")
+			}
+			b.WriteString("    }\n")
+		}
 		if v.behind {
-			fmt.Fprintf(&b, "    file %s cluster.local in-addr.arpa ip6.arpa\n", behind)
+			fmt.Fprintf(&b, "    file %s cluster.local in-addr.arpa ip6.arpa ext.test\n", behind)
 		}
 		b.WriteString("}\n")
 	}

@@ -1,5 +1,5 @@
 // Package fakeapi is a small Kubernetes API server for tests: it lists and watches services,
-// endpointslices, namespaces and pods in JSON, over HTTP, and its state can change while it is
+// endpointslices, namespaces, pods and serviceimports in JSON, over HTTP, and its state can change while it is
 // watched. It knows streamed lists (KEP-3157), label selectors and the field selectors that clients
 // of DNS and proxies use, forgets its history on demand, and remembers what it was asked.
 package fakeapi
@@ -16,9 +16,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/braidnet/braid/internal/source"
 )
 
-// Object is a *corev1.Namespace, *corev1.Service, *corev1.Pod or *discoveryv1.EndpointSlice.
+// Object is a *corev1.Namespace, *corev1.Service, *corev1.Pod, *discoveryv1.EndpointSlice or *source.ServiceImport.
 type Object interface {
 	runtime.Object
 	metav1.Object
@@ -120,6 +122,16 @@ func (s *Server) Put(objects ...Object) {
 	}
 }
 
+// Lose replaces or adds an object as Put does, but no watch is told: as when events get lost.
+func (s *Server) Lose(o Object) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o = normal(o)
+	s.rv++
+	o.SetResourceVersion(strconv.Itoa(s.rv))
+	s.objects[resourceOf(o)][keyOf(o)] = o
+}
+
 // Delete removes objects, in order; what is not there is passed over.
 func (s *Server) Delete(objects ...Object) {
 	s.mu.Lock()
@@ -171,6 +183,7 @@ var resources = map[string]struct {
 	"services":       {corev1.SchemeGroupVersion, "Service"},
 	"pods":           {corev1.SchemeGroupVersion, "Pod"},
 	"endpointslices": {discoveryv1.SchemeGroupVersion, "EndpointSlice"},
+	"serviceimports": {source.MCSGroupVersion(), "ServiceImport"},
 }
 
 func resourceOf(o Object) string {
@@ -183,6 +196,8 @@ func resourceOf(o Object) string {
 		return "pods"
 	case *discoveryv1.EndpointSlice:
 		return "endpointslices"
+	case *source.ServiceImport:
+		return "serviceimports"
 	}
 	panic(fmt.Sprintf("the API has no place for a %T", o))
 }

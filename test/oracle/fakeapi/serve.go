@@ -35,7 +35,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		status(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, err.Error())
 	case verb == "list":
-		s.list(w, resource, keep)
+		s.list(w, r, resource, keep)
 	default:
 		s.watch(w, r, resource, keep)
 	}
@@ -89,16 +89,39 @@ func failure(code int, reason metav1.StatusReason, message string) metav1.Status
 		Code: int32(code), Reason: reason, Message: message}
 }
 
-func (s *Server) list(w http.ResponseWriter, resource string, keep func(Object) bool) {
+func (s *Server) list(w http.ResponseWriter, req *http.Request, resource string, keep func(Object) bool) {
 	r := resources[resource]
 	s.mu.Lock()
 	items, rv := s.current(resource, keep), s.rv
 	s.mu.Unlock()
+	if partial(req) {
+		list := metav1.PartialObjectMetadataList{TypeMeta: metav1.TypeMeta{Kind: "PartialObjectMetadataList", APIVersion: metaVersion}, ListMeta: metav1.ListMeta{ResourceVersion: strconv.Itoa(rv)}}
+		for _, o := range items {
+			list.Items = append(list.Items, metadataOf(o))
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(list) // the client may be gone
+		return
+	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(map[string]any{ // the client may be gone
 		"kind": r.kind + "List", "apiVersion": r.gv.String(),
 		"metadata": metav1.ListMeta{ResourceVersion: strconv.Itoa(rv)}, "items": items,
 	})
+}
+
+const metaVersion = "meta.k8s.io/v1"
+
+// partial reports whether a client asks for metadata alone.
+func partial(r *http.Request) bool {
+	return strings.Contains(r.Header.Get("Accept"), "as=PartialObjectMetadata")
+}
+
+func metadataOf(o Object) metav1.PartialObjectMetadata {
+	return metav1.PartialObjectMetadata{
+		TypeMeta:   metav1.TypeMeta{Kind: "PartialObjectMetadata", APIVersion: metaVersion},
+		ObjectMeta: metav1.ObjectMeta{Namespace: o.GetNamespace(), Name: o.GetName(), ResourceVersion: o.GetResourceVersion(), Labels: o.GetLabels(), Annotations: o.GetAnnotations()},
+	}
 }
 
 // current returns the objects of a resource in order of their names. The server must be locked.
@@ -191,6 +214,9 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, resource string, 
 	enc, flush := json.NewEncoder(w), http.NewResponseController(w)
 	for {
 		for _, l := range lines {
+			if o, ok := l.Object.(Object); ok && partial(r) {
+				l.Object = metadataOf(o)
+			}
 			if enc.Encode(l) != nil {
 				return
 			}
