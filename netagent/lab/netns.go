@@ -16,7 +16,7 @@ import (
 // createNS makes a network namespace with its loopback link still down and binds it to
 // /run/netns/name, where `ip netns` finds it too.
 func createNS(name string) (err error) {
-	if err := os.MkdirAll(netnsRoot, 0o755); err != nil {
+	if err := shareNames(); err != nil {
 		return fmt.Errorf("create namespace %s: %w", name, err)
 	}
 	path := nsPath(name)
@@ -45,6 +45,33 @@ func createNS(name string) (err error) {
 		done <- nil
 	}()
 	return <-done
+}
+
+// shareNames makes /run/netns a mount point that mount namespaces share, as `ip netns add` does before its
+// first name. Were it left to that, its mount would hide the handles that are there already, and they could
+// not be removed any more.
+func shareNames() error {
+	if err := os.MkdirAll(netnsRoot, 0o755); err != nil {
+		return err
+	}
+	dir, err := os.Open(netnsRoot)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil { // iproute2 takes the same lock
+		return fmt.Errorf("lock %s: %w", netnsRoot, err)
+	}
+	err = unix.Mount("", netnsRoot, "", unix.MS_SHARED|unix.MS_REC, "")
+	if errors.Is(err, unix.EINVAL) { // no mount point yet
+		if err = unix.Mount(netnsRoot, netnsRoot, "", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = unix.Mount("", netnsRoot, "", unix.MS_SHARED|unix.MS_REC, "")
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("share %s among mount namespaces: %w", netnsRoot, err)
+	}
+	return nil
 }
 
 // deleteNS removes a namespace's handle. The kernel destroys the namespace with all its links once
