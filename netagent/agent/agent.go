@@ -29,6 +29,7 @@ type Agent struct {
 	ledger   *ledger
 	proxy    *proxyMetrics
 	health   *healthPorts               // nil with service mode "none"
+	podRules *podRules                  // nil without a folder for the CNI configuration
 	loops    []*reconcile.Loop          // in the order they are reported
 	byName   map[string]*reconcile.Loop // the same
 	told     atomic.Uint64              // newest revision whose changes the loops have been told of
@@ -123,6 +124,14 @@ func (a *Agent) build() error {
 			a.overlay.onMTU = a.byName["cni"].Kick
 		}
 	}
+	if a.cfg.CNIConfDir != "" && (a.overlay != nil || a.services != nil) { // an agent that touches the kernel at all
+		p, err := newPodRules(a.log)
+		if err != nil {
+			return err
+		}
+		a.podRules = p
+		a.addLoop("pod-rules", p.step, podRulesAudit)
+	}
 	return nil
 }
 
@@ -185,6 +194,9 @@ func (a *Agent) close() {
 		if err := a.overlay.Close(); err != nil {
 			a.log.Warn("close the overlay's sockets", "err", err)
 		}
+	}
+	if a.podRules != nil {
+		a.podRules.close()
 	}
 	if a.services != nil {
 		a.health.close()

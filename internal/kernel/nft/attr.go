@@ -113,6 +113,10 @@ const (
 	maxComment       = 127
 )
 
+// hostByteOrder is user data of a set: its keys are in the byte order of the machine
+// (NFTNL_UDATA_SET_KEYBYTEORDER, BYTEORDER_HOST_ENDIAN).
+var hostByteOrder = string(binary.NativeEndian.AppendUint32([]byte{0, 4}, 1))
+
 func udata(kind byte, comment string) string {
 	if len(comment) > maxComment {
 		comment = comment[:maxComment]

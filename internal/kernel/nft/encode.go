@@ -160,8 +160,15 @@ func (t *transaction) set(op []desired.NFTOp, s *desired.NFTSet) {
 		t.buf.u32(unix.NFTA_SET_DESC_SIZE, uint32(s.Dynamic))
 		t.buf.close(n)
 	}
+	data := ""
+	if len(s.Key) == 1 && (s.Key[0] == desired.NFTMark || s.Key[0] == desired.NFTIfName) {
+		data = hostByteOrder // without it `nft` prints such keys wrongly
+	}
 	if s.Comment != "" {
-		t.buf.bytes(unix.NFTA_SET_USERDATA, udata(commentOfSet, s.Comment))
+		data += udata(commentOfSet, s.Comment)
+	}
+	if data != "" {
+		t.buf.bytes(unix.NFTA_SET_USERDATA, data)
 	}
 	t.buf.end(m)
 }
