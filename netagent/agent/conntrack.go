@@ -15,9 +15,14 @@ import (
 	"github.com/braidnet/braid/netagent/service"
 )
 
-// cleanShare bounds what clean-ups cost while backends come and go all the time: one part of the time
-// in so many. What is stale meanwhile is collected for one reading of the table.
-const cleanShare = 10
+const (
+	// cleanShare bounds what clean-ups cost while backends come and go all the time: one part of the
+	// time in so many. What is stale meanwhile is collected for one reading of the table.
+	cleanShare = 10
+	// cleanCredit is how much of that time may be spent before it has passed: a few clean-ups, such as
+	// those of a service whose pods are replaced one by one, wait for nothing.
+	cleanCredit = 10 * time.Second
+)
 
 // flowKeeper ends flows that translation would no longer make. The kernel decides once, with the first
 // packet, where a flow goes; a client of UDP or SCTP that keeps its source port stays with a backend
@@ -42,7 +47,7 @@ type flowKeeper struct {
 
 	// What follows is the step's alone.
 	began   bool      // flows from before this agent were looked at
-	idle    time.Time // no clean-up before
+	paid    time.Time // when the share of the time that clean-ups took will have passed
 	deleted int
 	missing error // why this kernel cannot do it
 	tuner   tuner
@@ -126,7 +131,7 @@ func (k *flowKeeper) compare(svc model.Key) {
 }
 
 func (k *flowKeeper) step(ctx context.Context) (reconcile.Outcome, error) {
-	if !waitUntil(ctx, k.idle) {
+	if !waitUntil(ctx, k.paid.Add(-cleanCredit)) {
 		return reconcile.Outcome{}, ctx.Err()
 	}
 	k.mu.Lock()
@@ -192,7 +197,10 @@ func (k *flowKeeper) clean(stale map[service.Key]keepers, first bool) error {
 			}
 		}
 	}
-	k.idle = time.Now().Add(cleanShare * time.Since(begin))
+	if k.paid.Before(begin) {
+		k.paid = begin
+	}
+	k.paid = k.paid.Add(cleanShare * time.Since(begin))
 	return nil
 }
 

@@ -294,8 +294,8 @@ func TestFlowsOfTheTimeWithoutAgentEnd(t *testing.T) {
 // would for as long as a client sends.
 func TestFlowsPastTheServicesEndWithTheRepair(t *testing.T) {
 	for mode, harm := range map[string]string{
-		"nftables": "for f in ip ip6; do nft flush map $f braid frontends; nft flush map $f braid node-frontends; done",
-		"iptables": "iptables-nft -t nat -F; ip6tables-nft -t nat -F",
+		"nftables": "for f in ip ip6; do nft flush map $f braid frontends; nft flush map $f braid node-frontends; nft flush set $f braid cluster-ips; done",
+		"iptables": "for t in iptables-nft ip6tables-nft; do $t -t nat -F; $t -F BRAID-CLUSTERIPS; done",
 	} {
 		t.Run(mode, func(t *testing.T) {
 			l := newFlowLab(t, mode)
