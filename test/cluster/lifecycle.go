@@ -167,7 +167,7 @@ func faultUpgrade(r *rig) error {
 	return nil
 }
 
-// remove takes Braid away with the commands of docs/operations.md, "Removal".
+// remove takes Braid away with the commands of docs/operations.md, "Removal", and waits until it is over.
 func (r *rig) remove() error {
 	deploy := filepath.Dir(r.o.Deploy)
 	for _, args := range [][]string{
@@ -176,6 +176,7 @@ func (r *rig) remove() error {
 		{"apply", "-f", filepath.Join(deploy, "remove.yaml")},
 		{"rollout", "status", "-n", system, "daemonset/braid-remove", "--timeout=120s"},
 		{"delete", "-f", filepath.Join(deploy, "remove.yaml")},
+		{"wait", "--for=delete", "pods", "-n", system, "-l", "app.kubernetes.io/name=braid-remove", "--timeout=60s"},
 	} {
 		if _, err := r.o.kubectl(r.ctx, args...); err != nil {
 			return err

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"errors"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestCountsWaitForProbesUnderWay: what began before take belongs to it, however long it takes.
+func TestCountsWaitForProbesUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCounts()
+		slow := c.begin("a")
+		go func() {
+			time.Sleep(slowFrom)
+			slow(nil)
+		}()
+		c.begin("a")(errors.New("refused"))
+		got := c.take()["a"]
+		if got == nil || got.OK != 1 || got.Failed != 1 || got.Slow != 1 || got.Worst < slowFrom || len(got.Errors) != 1 {
+			t.Errorf("counted %+v, want one slow success and one failure", got)
+		}
+		if again := c.take(); len(again) != 0 {
+			t.Errorf("counted twice: %+v", again)
+		}
+	})
+}
+
+func TestAnswersAreJudged(t *testing.T) {
+	q, err := newQuestion("web.default.svc=10.96.0.7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg := q.query(7)
+	if err := q.check(msg); err == nil {
+		t.Error("a question is taken for an answer")
+	}
+	good := append(append([]byte(nil), msg...), 10, 96, 0, 7)
+	good[7] = 1
+	if err := q.check(good); err != nil {
+		t.Error(err)
+	}
+	wrong := append(append([]byte(nil), good...), 1)
+	refused := append([]byte(nil), good...)
+	refused[3] = 3
+	for _, m := range [][]byte{wrong, refused, good[:5]} {
+		if err := q.check(m); err == nil {
+			t.Errorf("% x is taken for a good answer", m)
+		}
+	}
+}
+
+// TestLostDatagramsAreAskedForAgain: a server that answers only what it hears a second time.
+func TestLostDatagramsAreAskedForAgain(t *testing.T) {
+	server, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	q, err := newQuestion("web.default.svc=10.96.0.7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		buf := make([]byte, 512)
+		for n := 1; ; n++ {
+			size, from, err := server.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			if n > 1 {
+				msg := append(buf[:size:size], q.want...)
+				msg[7] = 1
+				_, _ = server.WriteToUDPAddrPort(msg, from)
+			}
+		}
+	}()
+	c := newCounts()
+	if err := resolve(c, "datagrams", server.LocalAddr().(*net.UDPAddr).AddrPort(), q); err != nil {
+		t.Error(err)
+	}
+	if got := c.take()["datagrams"]; got.OK != 1 || got.Failed != 1 {
+		t.Errorf("%+v, want one datagram lost and one answered", got)
+	}
+}
