@@ -293,12 +293,13 @@ other.local:%[1]d other.test:%[1]d {
 
 // Without its API server the program starts, is not ready, and says so in each answer that it cannot give.
 func TestUnreachableAPIServer(t *testing.T) {
-	work, port, ready := t.TempDir(), freePort(t), freePort(t)
-	corefile := filepath.Join(work, "Corefile")
+	work, port, ready, health := t.TempDir(), freePort(t), freePort(t), freePort(t)
+	corefile, api := filepath.Join(work, "Corefile"), freePort(t)
 	write(t, corefile, fmt.Sprintf(`.:%d {
     bind 127.0.0.1
     errors
     ready 127.0.0.1:%d
+    health 127.0.0.1:%d
     kubernetes cluster.local {
         endpoint http://127.0.0.1:%d
         startup_timeout 10ms
@@ -306,7 +307,7 @@ func TestUnreachableAPIServer(t *testing.T) {
     }
     forward . %s
 }
-`, port, ready, freePort(t), outside(t)))
+`, port, ready, health, api, outside(t)))
 	p := start(t, corefile, fmt.Sprintf("127.0.0.1:%d", port))
 	m, err := p.ask("udp", "web.prod.svc.cluster.local.", dns.TypeA)
 	if err != nil {
@@ -323,5 +324,9 @@ func TestUnreachableAPIServer(t *testing.T) {
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("/ready says %s, want %d", resp.Status, http.StatusServiceUnavailable)
+	}
+	want := fmt.Sprintf("OK\nkubernetes: endpoint http://127.0.0.1:%d: cluster state not synced", api)
+	if got := get(t, fmt.Sprintf("http://127.0.0.1:%d/health", health)); got != want {
+		t.Errorf("/health says %q, want %q", got, want)
 	}
 }

@@ -3,6 +3,9 @@ package kube
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
 	"net/http"
 	"strings"
 	"testing"
@@ -253,6 +256,55 @@ func TestMaxInflight(t *testing.T) {
 	for range 3 {
 		if err := <-done; err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// Whatever comes, twice, late or in the wrong order: the next list makes it right, to the last object.
+func TestReplaceRepairsAnyHistory(t *testing.T) {
+	for seed := range uint64(200) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		store := model.NewStore()
+		s := &sink{kind: model.KindService, store: store, board: source.NewBoard(slog.New(slog.DiscardHandler), nil), have: map[model.Key]held{}, bad: map[model.Key]struct{}{}}
+		object := func() *corev1.Service {
+			o := service(string(rune('a'+r.IntN(5))), fmt.Sprintf("10.0.0.%d", 1+r.IntN(9)))
+			if r.IntN(6) == 0 {
+				o.Spec.ClusterIP = "odd"
+			}
+			o.ResourceVersion = fmt.Sprint(r.IntN(50))
+			return o
+		}
+		for range 30 {
+			var err error
+			switch o := object(); r.IntN(4) {
+			case 0:
+				err = s.Delete(o)
+			case 1:
+				err = s.Add(o)
+			default:
+				err = s.Update(o)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := map[string]string{}
+		var list []any
+		for i := range r.IntN(5) {
+			o := service(string(rune('a'+i)), fmt.Sprintf("10.0.1.%d", 1+i))
+			o.ResourceVersion = fmt.Sprint(100 + i)
+			want[o.Name] = o.Spec.ClusterIP
+			list = append(list, o)
+		}
+		if err := s.Replace(list, "200"); err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]string{}
+		for _, o := range store.List(model.KindService) {
+			got[o.From().Name] = o.(*model.Service).ClusterIPs[0].String()
+		}
+		if !maps.Equal(got, want) || len(s.versions()) != len(want) || s.board.Len() != 0 {
+			t.Fatalf("seed %d: store %v after a list of %v; %d versions, %d problems", seed, got, want, len(s.versions()), s.board.Len())
 		}
 	}
 }

@@ -279,3 +279,52 @@ func TestSerials(t *testing.T) {
 		})
 	}
 }
+
+// TestNotify has a secondary name server, CoreDNS's own, that copies our zones: it must follow every
+// change because it is told, not because it asks again (after two hours).
+func TestNotify(t *testing.T) {
+	api, err := fakeapi.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(api.Stop)
+	api.Put(neighbourCluster()...)
+	primary, secondary := freePort(t), freePort(t)
+	zones := "cluster.local ext.test 96.10.in-addr.arpa"
+	second := start(t, "secondary", ours(t), fmt.Sprintf(".:%d {\n bind 127.0.0.1\n errors\n secondary %s {\n transfer from 127.0.0.1:%d\n }\n}\n", secondary, zones, primary))
+	start(t, "ours", ours(t), fmt.Sprintf(`.:%d {
+    bind 127.0.0.1
+    errors
+    transfer %s {
+        to 127.0.0.1:%d
+    }
+    k8s_external ext.test
+    kubernetes cluster.local 10.96.0.0/16 {
+        endpoint %s
+    }
+}
+`, primary, zones, secondary, api.URL()))
+	copied := &client{addr: fmt.Sprintf("127.0.0.1:%d", secondary)}
+	v := &variant{name: "secondary", zones: []string{"cluster.local."}}
+	eventually(t, "the first copy", func() error { return copied.expect(v, "web.hand.svc", dns.RcodeSuccess, "10.96.80.1") })
+	for i := range 3 {
+		addr := fmt.Sprintf("10.96.80.%d", 101+i)
+		api.Put(service("hand/web", addr, "http/TCP/80"))
+		eventually(t, "change "+itoa(i), func() error { return copied.expect(v, "web.hand.svc", dns.RcodeSuccess, addr) })
+	}
+	lb := service("hand/fresh", "10.96.80.200", "http/TCP/80")
+	lb.Spec.ExternalIPs = []string{"192.0.2.99"}
+	api.Put(lb)
+	ext := &variant{name: "secondary", zones: []string{externalZone}}
+	eventually(t, "an external address", func() error { return copied.expect(ext, "fresh.hand.svc", dns.RcodeSuccess, "192.0.2.99") })
+	eventually(t, "a reverse name", func() error {
+		m, _, err := copied.ask(question{variant: v, name: "200.80.96.10.in-addr.arpa.", typ: dns.TypePTR, class: dns.ClassINET})
+		if err != nil || len(m.Answer) != 1 || m.Answer[0].(*dns.PTR).Ptr != "fresh.hand.svc.cluster.local." {
+			return fmt.Errorf("got %v %v", m, err)
+		}
+		return nil
+	})
+	if !strings.Contains(second.log(), "Notify") {
+		t.Errorf("the secondary was told of nothing:\n%s", second.log())
+	}
+}
