@@ -84,11 +84,14 @@ func (s *Store) Apply(updates []Update) uint64 {
 			continue
 		case u.Object == nil:
 			delete(kind, u.Key)
+		case old != nil && sameButOrigin(old, u.Object):
+			// Readers have the old one: with nothing new in it, a second copy would only take memory.
+			if old.From() != u.Object.From() {
+				kind[u.Key] = u.Object
+			}
+			continue
 		default:
 			kind[u.Key] = u.Object
-			if old != nil && sameButOrigin(old, u.Object) {
-				continue
-			}
 		}
 		changes = append(changes, Change{Ref: u.Ref, Old: old, New: u.Object})
 	}

@@ -174,8 +174,8 @@ func (x *Index) Zones(s *model.Service) []string {
 	var out []string
 	for _, sl := range list {
 		for _, e := range sl.endpoints {
-			if e.Zone != "" {
-				out = append(out, strings.ToLower(e.Zone))
+			if zone := e.Place().Zone; zone != "" {
+				out = append(out, strings.ToLower(zone))
 			}
 		}
 	}

@@ -96,8 +96,7 @@ func (x *Index) apply(c model.Change) []ZoneClass {
 		s, _ := c.New.(*model.ServiceImport)
 		return x.setImport(c.Key, s)
 	case model.KindEndpointSlice:
-		s, _ := c.New.(*model.EndpointSlice)
-		return x.setSlice(c.Key, s)
+		return x.setSlice(c.Key, SliceOf(c.New))
 	case model.KindPod:
 		p, _ := c.New.(*model.Pod)
 		return x.setPod(c.Key, p)
@@ -163,7 +162,7 @@ func (x *Index) setImport(k model.Key, s *model.ServiceImport) []ZoneClass {
 	return []ZoneClass{SetZone}
 }
 
-func (x *Index) setSlice(k model.Key, s *model.EndpointSlice) (touched []ZoneClass) {
+func (x *Index) setSlice(k model.Key, s *Slice) (touched []ZoneClass) {
 	touch := func(sl *slice) {
 		if sl.service.Name != "" {
 			touched = append(touched, ClusterZone, ExternalZone)

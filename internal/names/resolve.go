@@ -19,8 +19,7 @@ type Target struct {
 	Addr     netip.Addr
 	Port     uint16 // 0 = the service names no port; there is no SRV record for it
 	Endpoint string // labels in front of the service's name; empty for the service itself
-	Node     string // where it runs, as far as its slice says
-	Zone     string
+	Place    Place
 }
 
 // Answer is what the index knows of a service name.
@@ -94,7 +93,7 @@ func scoped(s *model.Service, list []*slice, n Name, v View, ports bool) Answer 
 	all := fromEndpoints(s, list, Name{}, v, ports).Targets
 	out := Answer{Exists: true}
 	for _, t := range all {
-		if strings.EqualFold(t.Zone, n.Zone) {
+		if strings.EqualFold(t.Place.Zone, n.Zone) {
 			out.Targets = append(out.Targets, t)
 		}
 	}
@@ -165,7 +164,7 @@ func fromEndpoints(s *model.Service, list []*slice, n Name, v View, ports bool) 
 				label += "." + sl.cluster
 			}
 			for _, p := range matched {
-				out.Targets = append(out.Targets, Target{Addr: e.Addr, Port: p.Port, Endpoint: label, Node: e.Node, Zone: e.Zone})
+				out.Targets = append(out.Targets, Target{Addr: e.Addr, Port: p.Port, Endpoint: label, Place: e.Place()})
 			}
 		}
 	}

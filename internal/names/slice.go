@@ -4,18 +4,30 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"time"
 	"unique"
 
 	"github.com/braidnet/braid/internal/model"
 )
 
-// Endpoint is one ready address of a service.
+// Endpoint is one ready address of a service. There are a hundred thousand in a large cluster, so it
+// holds no more than answers need.
 type Endpoint struct {
 	Addr     netip.Addr
 	Hostname string // as the slice gives it, often empty
 	Pod      string // name of the object behind it, empty when it would be no valid label
-	Node     string
-	Zone     string // topology zone
+	place    unique.Handle[Place]
+}
+
+// Place is where an endpoint runs. Few places have many endpoints, which share one copy of it.
+type Place struct{ Node, Zone string }
+
+// Place returns where the endpoint runs, as far as its slice says.
+func (e Endpoint) Place() Place {
+	if e.place == (unique.Handle[Place]{}) {
+		return Place{}
+	}
+	return e.place.Value()
 }
 
 // maxLabel is the longest label a DNS name can have (RFC 1035 section 2.3.4).
@@ -33,16 +45,66 @@ func (e Endpoint) Label(podNames bool) string {
 	return DashedAddr(e.Addr)
 }
 
-// slice is what the index keeps of an EndpointSlice: its ready addresses. It is immutable but for
-// the name tables, which are made at their first use because most services never need them.
+// Slice is what answers need of an EndpointSlice. It is a model.Object, in place of the whole one in
+// stores that only answers are made from.
+type Slice struct {
+	model.Origin
+	Service    model.Key // zero when the slice belongs to no service
+	Import     model.Key // zero when it belongs to no service of a cluster set
+	Cluster    string    // of that set
+	Ports      []model.EndpointPort
+	Endpoints  []Endpoint
+	Unready    int // addresses that are not among Endpoints
+	LastChange time.Time
+}
+
+// SliceOf returns the Slice of an EndpointSlice in either form, or nil for anything else.
+func SliceOf(o model.Object) *Slice {
+	switch o := o.(type) {
+	case *Slice:
+		return o
+	case *model.EndpointSlice:
+		return compact(o)
+	}
+	return nil
+}
+
+func compact(s *model.EndpointSlice) *Slice {
+	out := &Slice{Origin: s.Origin, Service: s.Service, Import: s.Import, Cluster: s.Cluster, Ports: s.Ports, LastChange: s.LastChange}
+	ready := 0
+	for _, e := range s.Endpoints {
+		if e.Ready {
+			ready += len(e.Addrs)
+		}
+	}
+	out.Endpoints = make([]Endpoint, 0, ready)
+	for _, e := range s.Endpoints {
+		if !e.Ready {
+			out.Unready += len(e.Addrs)
+			continue
+		}
+		pod := e.Target.Name
+		if len(pod) > maxLabel {
+			pod = ""
+		}
+		place := unique.Make(Place{e.Node, e.Zone})
+		for _, a := range e.Addrs {
+			out.Endpoints = append(out.Endpoints, Endpoint{Addr: a, Hostname: e.Hostname, Pod: pod, place: place})
+		}
+	}
+	return out
+}
+
+// slice is a Slice in the index. It is immutable but for the name tables, which are made at their first
+// use because most services never need them.
 type slice struct {
 	key       model.Key
-	service   model.Key // zero when the slice belongs to no service
-	imported  model.Key // zero when it belongs to no service of a cluster set
-	cluster   string    // of that set
+	service   model.Key
+	imported  model.Key
+	cluster   string
 	ports     []model.EndpointPort
 	endpoints []Endpoint
-	unready   int           // addresses that are not among endpoints
+	unready   int
 	labels    [2]labelTable // by podNames
 }
 
@@ -51,24 +113,8 @@ type labelTable struct {
 	at   map[string][]Endpoint // by lower-case label
 }
 
-func newSlice(s *model.EndpointSlice) *slice {
-	out := &slice{key: s.Key, service: s.Service, imported: s.Import, cluster: s.Cluster, ports: s.Ports}
-	for _, e := range s.Endpoints {
-		if !e.Ready {
-			out.unready += len(e.Addrs)
-			continue
-		}
-		pod := e.Target.Name
-		if len(pod) > maxLabel {
-			pod = ""
-		}
-		// Few nodes and zones have many endpoints: one copy of each name is enough.
-		node, zone := unique.Make(e.Node).Value(), unique.Make(e.Zone).Value()
-		for _, a := range e.Addrs {
-			out.endpoints = append(out.endpoints, Endpoint{Addr: a, Hostname: e.Hostname, Pod: pod, Node: node, Zone: zone})
-		}
-	}
-	return out
+func newSlice(s *Slice) *slice {
+	return &slice{key: s.Key, service: s.Service, imported: s.Import, cluster: s.Cluster, ports: s.Ports, endpoints: s.Endpoints, unready: s.Unready}
 }
 
 // chosen returns the endpoints with a lower-case label, or all of them when it is empty.

@@ -17,7 +17,10 @@ func Trim(o model.Object) model.Object {
 		s.Labels = nil
 		return &s
 	case *model.EndpointSlice:
-		return trimSlice(o)
+		if o.Service.Name == "" && o.Import.Name == "" {
+			return nil
+		}
+		return compact(o)
 	case *model.Pod:
 		if o.Finished() || o.Phase == model.PhaseUnknown || len(o.IPs) == 0 {
 			return nil
@@ -45,22 +48,6 @@ func trimService(o *model.Service) model.Object {
 	for _, in := range o.Ingress {
 		in.Proxy = false
 		s.Ingress = append(s.Ingress, in)
-	}
-	return s
-}
-
-func trimSlice(o *model.EndpointSlice) model.Object {
-	if o.Service.Name == "" && o.Import.Name == "" {
-		return nil
-	}
-	s := &model.EndpointSlice{Origin: o.Origin, Service: o.Service, Import: o.Import, Cluster: o.Cluster, IPv6: o.IPv6, Ports: o.Ports, LastChange: o.LastChange}
-	s.Endpoints = make([]model.Endpoint, len(o.Endpoints))
-	for i, e := range o.Endpoints {
-		kept := model.Endpoint{Addrs: e.Addrs, Ready: e.Ready}
-		if e.Ready {
-			kept.Hostname, kept.Node, kept.Zone, kept.Target = e.Hostname, e.Node, e.Zone, e.Target
-		}
-		s.Endpoints[i] = kept
 	}
 	return s
 }

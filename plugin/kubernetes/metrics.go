@@ -28,8 +28,11 @@ func observeProgramming(store *model.Store, index *names.Index) {
 			return // the first state says when things changed before we ran
 		}
 		for _, c := range changes {
-			s, ok := c.New.(*model.EndpointSlice)
-			if !ok || s.LastChange.IsZero() {
+			if c.Kind != model.KindEndpointSlice {
+				continue
+			}
+			s := names.SliceOf(c.New)
+			if s == nil || s.LastChange.IsZero() {
 				continue
 			}
 			kind := "cluster_ip"

@@ -27,9 +27,9 @@ func (k *Kubernetes) byDistance(state request.Request, targets []names.Target) [
 	}
 	distance := func(t names.Target) int {
 		switch {
-		case t.Node == node:
+		case t.Place.Node == node:
 			return 0
-		case t.Zone == zone && zone != "":
+		case t.Place.Zone == zone && zone != "":
 			return 1
 		}
 		return 2

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/klog/v2"
 
+	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/plugin/kubernetes/stores"
 )
 
@@ -83,6 +85,16 @@ func setup(c *caddy.Controller) error {
 	return nil
 }
 
+// tidy gives what reading the first state took back to the system: a cluster's DNS server is small again
+// when it begins its work.
+func tidy(ctx context.Context, store *model.Store) {
+	select {
+	case <-store.Synced():
+		debug.FreeOSMemory()
+	case <-ctx.Done():
+	}
+}
+
 // stop gives back what start took, if it came to that.
 func (k *Kubernetes) stop() {
 	if l := k.live.Load(); l != nil {
@@ -108,6 +120,7 @@ func (k *Kubernetes) start(r *stores.Registry, bound []netip.Addr) {
 	if lease.Store.HasSynced() {
 		return
 	}
+	go tidy(ctx, lease.Store)
 	begin := time.Now()
 	logger.Info("waiting for cluster state before serving", "source", k.cfg.source.String(), "at_most", k.cfg.startupTimeout)
 	timeout := time.NewTimer(k.cfg.startupTimeout)
