@@ -120,3 +120,30 @@ func FuzzValidate(f *testing.F) {
 		}
 	})
 }
+
+// The minimal build must carry kubeadm's Corefile, and none of the code that it is there to leave out.
+func TestMinimalBuild(t *testing.T) {
+	out, err := exec.Command("go", "list", "-tags", "minimal", "-deps", ".").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	deps := strings.Fields(string(out))
+	for _, left := range []string{"acl", "rewrite", "transfer", "tsig", "etcd", "grpc", "grpc_server", "https", "https3", "quic", "dynupdate", "file", "template", "k8s_external"} {
+		for _, d := range deps {
+			if d == "github.com/coredns/coredns/plugin/"+left || d == "github.com/braidnet/braid/plugin/"+left {
+				t.Errorf("%s is linked", d)
+			}
+		}
+	}
+	minimal := filepath.Join(t.TempDir(), "coredns")
+	if out, err := exec.Command("go", "build", "-tags", "minimal", "-o", minimal, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	if out, err := exec.Command(minimal, "-validate", "-conf", "testdata/Corefile.kubeadm").CombinedOutput(); err != nil {
+		t.Errorf("kubeadm's Corefile: %v\n%s", err, out)
+	}
+	out, err = exec.Command(minimal, "-validate", "-conf", "testdata/Corefile.openshift").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "Corefile.openshift:11: bufsize: this program has no such plugin") {
+		t.Errorf("a plugin that was left out: %v\n%s", err, out)
+	}
+}
