@@ -289,7 +289,6 @@ func TestFlowsOfTheTimeWithoutAgentEnd(t *testing.T) {
 	l.wantRefused(t) // what was sent before there was a service has no translation to end
 }
 
-// TestTableIsReadOnlyWhenSomethingLeft: reading a large table costs, and most events need none of it.
 // TestFlowsPastTheServicesEndWithTheRepair: while rules were away the kernel let flows go on untranslated, and
 // would for as long as a client sends.
 func TestFlowsPastTheServicesEndWithTheRepair(t *testing.T) {
@@ -333,6 +332,7 @@ func TestFlowsPastTheServicesEndWithTheRepair(t *testing.T) {
 	}
 }
 
+// TestTableIsReadOnlyWhenSomethingLeft: reading a large table costs, and most events need none of it.
 func TestTableIsReadOnlyWhenSomethingLeft(t *testing.T) {
 	l := newFlowLab(t, "nftables")
 	reads := func() float64 {
