@@ -69,7 +69,7 @@ images: build ## write bin/images/*.tar, container images that `ctr images impor
 	go run ./deploy/images
 
 .PHONY: conformance
-conformance: images deps ## run upstream's network specs on real clusters and write docs/conformance.md (root, an hour)
+conformance: images deps ## run upstream's network specs on real clusters and write docs/conformance.md (root, two hours)
 	go run -C test/cluster . conformance --images bin/images/netagent.tar,bin/images/coredns.tar
 
 .PHONY: oracle

@@ -28,7 +28,7 @@ This page is made of the JUnit reports of the runs, by
 
     make conformance
 
-which takes about an hour and needs what ` + "`make deps`" + ` installs. A part of it runs again, and keeps the other results, with
+which takes about two hours and needs what ` + "`make deps`" + ` installs. A part of it runs again, and keeps the other results, with
 
     go run -C test/cluster . conformance --only stock,dual --focus 'session affinity'
 

@@ -37,6 +37,7 @@ type balancer struct {
 	addrs   []netip.Addr
 	clients []netip.Addr
 	health  uint16 // port at which nodes say whether they take traffic; 0 = all do
+	sticky  bool   // a client stays with one node
 	nodes   []*v1.Node
 	stop    context.CancelFunc
 	routes  map[netip.Addr][]netip.Addr // as programmed
@@ -84,8 +85,12 @@ func (c *cloud) prepare() error {
 			return fmt.Errorf("route %s to nobody: %w", dst, err)
 		}
 	}
-	for _, f := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
-		if err := os.WriteFile("/proc/sys/net/"+f, []byte("0"), 0o644); err != nil {
+	for f, value := range map[string]string{
+		"ipv4/ip_forward": "0", "ipv6/conf/all/forwarding": "0",
+		// Connections are spread over nodes by ports too.
+		"ipv4/fib_multipath_hash_policy": "1", "ipv6/fib_multipath_hash_policy": "1",
+	} {
+		if err := os.WriteFile("/proc/sys/net/"+f, []byte(value), 0o644); err != nil {
 			return err
 		}
 	}
@@ -160,7 +165,7 @@ func (c *cloud) UpdateLoadBalancer(_ context.Context, _ string, svc *v1.Service,
 }
 
 func (c *cloud) set(b *balancer, svc *v1.Service, nodes []*v1.Node) {
-	b.nodes, b.health = nodes, 0
+	b.nodes, b.health, b.sticky = nodes, 0, svc.Spec.SessionAffinity == v1.ServiceAffinityClientIP
 	if svc.Spec.ExternalTrafficPolicy == v1.ServiceExternalTrafficPolicyLocal {
 		b.health = uint16(svc.Spec.HealthCheckNodePort)
 	}
@@ -262,6 +267,9 @@ func (b *balancer) route(nodes []*v1.Node) error {
 			}
 		}
 		slices.SortFunc(want[a], netip.Addr.Compare)
+		if b.sticky && len(want[a]) > 1 {
+			want[a] = want[a][:1] // all ask from one address here, so one node does
+		}
 	}
 	var errs []error
 	for _, a := range b.addrs {
@@ -275,8 +283,7 @@ func (b *balancer) route(nodes []*v1.Node) error {
 	return errors.Join(errs...)
 }
 
-// program replaces the route of one address. The kernel chooses among nodes by the client's and the service's
-// address, so that a client stays with one of them.
+// program replaces the route of one address.
 func (b *balancer) program(a netip.Addr, via []netip.Addr) error {
 	dst := host(a)
 	// IPv6 would add to a route where IPv4 replaces it.
