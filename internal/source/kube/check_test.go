@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +72,11 @@ func TestSelfCheckRepairsWhatWatchesLost(t *testing.T) {
 				break
 			}
 		}
+		s.mu.Lock()
+		if counted := slices.ContainsFunc(s.queries, func(q string) bool { return strings.Contains(q, "limit=1&") || strings.HasSuffix(q, "limit=1") }); !counted {
+			t.Error("the number of objects was never asked for")
+		}
+		s.mu.Unlock()
 		s.put(service("d", "10.0.0.4")) // it goes on watching
 		w.awaitStore("Service shop/a=[10.0.0.9] Service shop/c=[10.0.0.3] Service shop/d=[10.0.0.4]")
 	}

@@ -188,6 +188,24 @@ func (c clients) listWatch(kind model.Kind, all Options) (*cache.ListWatch, erro
 	}, nil
 }
 
+// count asks how many objects of a kind there are, for the price of one of them. It reports false where
+// the server does not say, as with selectors.
+func (c clients) count(ctx context.Context, kind model.Kind, all Options) (int, bool, error) {
+	list, err := c.request(kind, all, metav1.ListOptions{Limit: 1}).SetHeader("Accept", metadataList).Do(ctx).Get()
+	if err != nil {
+		return 0, false, err
+	}
+	more, err := meta.ListAccessor(list)
+	if err != nil {
+		return 0, false, err
+	}
+	n := meta.LenList(list)
+	if rest := more.GetRemainingItemCount(); rest != nil {
+		return n + int(*rest), true, nil
+	}
+	return n, more.GetContinue() == "", nil
+}
+
 // versions lists the objects of a kind by name and version alone, page by page.
 func (c clients) versions(ctx context.Context, kind model.Kind, all Options) (map[model.Key]uint64, error) {
 	out := map[model.Key]uint64{}

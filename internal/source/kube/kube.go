@@ -40,7 +40,8 @@ type Options struct {
 	// not change what it is given.
 	Trim        func(model.Object) model.Object
 	MaxInflight int // how many requests wait for an answer at once; 0 = any number
-	// CheckEvery is how often the store is compared with the server; 0 = never. Checked is told of each
+	// CheckEvery is how often the number of objects is compared with the server's, and every sixth time
+	// their names and versions; 0 = never. Checked is told of each
 	// comparison: how many objects differed, and were read anew, or why it was not possible.
 	CheckEvery time.Duration
 	Checked    func(kind model.Kind, differed int, err error)
@@ -103,6 +104,7 @@ func Run(ctx context.Context, cfg *rest.Config, store *model.Store, opts Options
 		}
 		r := &runner{kind: kind, sink: s, lw: lw, log: log, retry: opts.Retry}
 		r.versions = func(ctx context.Context) (map[model.Key]uint64, error) { return clients.versions(ctx, kind, opts) }
+		r.count = func(ctx context.Context) (int, bool, error) { return clients.count(ctx, kind, opts) }
 		r.health = &health{kind: kind, host: cfg.Host, board: board, log: log}
 		runners = append(runners, r)
 	}
@@ -147,6 +149,7 @@ type runner struct {
 	sink     *sink
 	lw       *cache.ListWatch
 	versions func(context.Context) (map[model.Key]uint64, error)
+	count    func(context.Context) (int, bool, error)
 	health   *health
 	log      *slog.Logger
 	retry    time.Duration

@@ -223,6 +223,11 @@ func (s *apiServer) list(w http.ResponseWriter, r *http.Request, res string) {
 	for _, o := range s.objects[res] {
 		items = append(items, o)
 	}
+	if limit := r.URL.Query().Get("limit"); limit == "1" && len(items) > 1 {
+		rest := int64(len(items) - 1)
+		rv.Continue, rv.RemainingItemCount = "more", &rest
+		items = items[:1]
+	}
 	encoder := s.encoder(res)
 	if s.partial(r) {
 		encoder = codecs.EncoderForVersion(s.info().Serializer, metadataGV)
