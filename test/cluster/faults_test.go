@@ -36,6 +36,10 @@ fe80::/64 dev brd765500e06a1 proto kernel metric 256 pref medium
 	if got := snapshot(twice).missing(a); len(got) != 1 {
 		t.Errorf("of a line that is there twice and once, %q is missing", got)
 	}
+	pods := parseSnapshot(`elements = { "brd1140dca66ce" comment "brd1140dca66ce a/web", 10.0.0.1 }`)
+	if len(pods) != 2 || len(pods.withoutPods()) != 1 {
+		t.Errorf("of %q, %q is left without pods", pods, pods.withoutPods())
+	}
 	if o := a.overlay(); len(o) != 2 {
 		t.Errorf("the overlay's lines are %q", o)
 	}
