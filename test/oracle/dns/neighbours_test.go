@@ -69,22 +69,33 @@ const neighbours = `
 `
 
 // pairOn starts both programs with one Corefile.
-func pairOn(t *testing.T, text, api string) (p *pair, v *variant) {
+func pairOn(t *testing.T, text, api string) (*pair, *variant) {
+	t.Helper()
+	p, v, _ := programsOn(t, text, api, func(string, string) {})
+	return p, v
+}
+
+// programsOn starts both programs with one Corefile, in which a port, the API server, a zone file and a
+// folder are to be filled in; before is called with that folder before the program starts.
+func programsOn(t *testing.T, text, api string, before func(which, folder string)) (p *pair, v *variant, programs map[string]*program) {
 	t.Helper()
 	v = &variant{name: "neighbours", zones: []string{"cluster.local."}, verified: true}
+	programs = map[string]*program{}
 	for _, which := range []string{"stock", "ours"} {
-		zone := filepath.Join(t.TempDir(), "db.example.net")
+		folder := t.TempDir()
+		zone := filepath.Join(folder, "db.example.net")
 		if err := os.WriteFile(zone, []byte(exampleNet), 0o644); err != nil {
 			t.Fatal(err)
 		}
+		before(which, folder)
 		port := freePort(t)
 		*v.address(which) = fmt.Sprintf("127.0.0.1:%d", port)
 		path := map[string]func(*testing.T) string{"stock": stock, "ours": ours}[which](t)
-		start(t, which, path, fmt.Sprintf(text, port, api, zone))
+		programs[which] = start(t, which, path, fmt.Sprintf(text, port, api, zone, folder))
 	}
 	p = newPair(v)
 	t.Cleanup(p.close)
-	return p, v
+	return p, v, programs
 }
 
 func neighbourCluster() []fakeapi.Object {
