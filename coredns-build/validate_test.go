@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -98,19 +100,19 @@ func FuzzValidate(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+	// Only words that neither read files nor reach out: the check of those is not what is tried here.
+	outside := regexp.MustCompile(`import|stdin|\{\$|\{%|file|auto|geoip|dnssec|sign|etcd|tls|hosts|dnstap|root|tsig|secondary|https|quic|grpc|forward|template`)
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(string(text))
+		seed := slices.DeleteFunc(strings.Split(string(text), "\n"), outside.MatchString)
+		f.Add(strings.Join(seed, "\n"))
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		// Only words that neither read files nor reach out: the check of those is not what is tried here.
-		for _, word := range []string{"import", "stdin", "{$", "{%", "file", "auto", "geoip", "dnssec", "sign", "etcd", "tls", "hosts", "dnstap", "root", "tsig", "secondary", "https", "quic", "grpc", "forward", "template"} {
-			if strings.Contains(text, word) {
-				t.Skip()
-			}
+		if outside.MatchString(text) {
+			return
 		}
 		problems, _ := validate("Corefile", []byte(text))
 		for _, p := range problems {
