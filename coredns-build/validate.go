@@ -51,7 +51,11 @@ func validateFile(name string, out io.Writer) int {
 		fmt.Fprintf(out, "%s: %d problems\n", name, len(problems))
 		return 1
 	}
-	fmt.Fprintf(out, "%s: no problems in %d server blocks\n", name, blocks)
+	what := "server blocks"
+	if blocks == 1 {
+		what = "server block"
+	}
+	fmt.Fprintf(out, "%s: no problems in %d %s\n", name, blocks, what)
 	return 0
 }
 
