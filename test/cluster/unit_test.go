@@ -164,3 +164,12 @@ func TestLayoutOfFamilies(t *testing.T) {
 		t.Error("family v5 was taken")
 	}
 }
+
+func TestWithAgentSetting(t *testing.T) {
+	manifest := "kind: ConfigMap\ndata:\n" + agentSettings + "    # how\n    overlay: vxlan\n    log-level: info\n---\nkind: Other\n    overlay: kept\n"
+	got := withAgentSetting(withAgentSetting(manifest, "overlay: host-gw"), "external-ips: 203.0.113.0/24")
+	want := "kind: ConfigMap\ndata:\n" + agentSettings + "    external-ips: 203.0.113.0/24\n    overlay: host-gw\n    # how\n    log-level: info\n---\nkind: Other\n    overlay: kept\n"
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}

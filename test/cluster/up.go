@@ -203,9 +203,24 @@ func (o *options) install(ctx context.Context, args ...string) error {
 	}
 	text := strings.ReplaceAll(string(manifest), "clusterIP: "+families["v4"].dns.String(), fmt.Sprintf("clusterIP: %q", o.families()[0].dns))
 	for _, line := range o.Settings {
-		text = strings.Replace(text, agentSettings, agentSettings+"    "+line+"\n", 1)
+		text = withAgentSetting(text, line)
 	}
 	return o.apply(ctx, text, args...)
+}
+
+// withAgentSetting returns a manifest whose settings of the agents have the line, in place of the one for
+// the same setting, if there is one.
+func withAgentSetting(manifest, line string) string {
+	head, rest, _ := strings.Cut(manifest, agentSettings)
+	key, _, _ := strings.Cut(line, ":")
+	block, tail, _ := strings.Cut(rest, "\n---\n")
+	var lines []string
+	for _, l := range strings.Split(block, "\n") {
+		if !strings.HasPrefix(l, "    "+key+":") {
+			lines = append(lines, l)
+		}
+	}
+	return head + agentSettings + "    " + line + "\n" + strings.Join(lines, "\n") + "\n---\n" + tail
 }
 
 // agentSettings begins the agents' settings in the manifest.
