@@ -7,18 +7,24 @@ import (
 
 // Cleanup returns the input that removes every chain of ours and every rule that leads to one from
 // what iptables-save printed, "" when there is none.
-func Cleanup(kernel Saved) string {
+func Cleanup(kernel Saved) string { return Remove(kernel, ours) }
+
+// ours reports whether a chain is one that this package makes.
+func ours(_, chain string) bool { return strings.HasPrefix(chain, Prefix) }
+
+// Remove returns the input that removes the chains that are meant, and every rule that leads to one.
+func Remove(kernel Saved, meant func(table, chain string) bool) string {
 	var b strings.Builder
-	for _, t := range tables {
+	for _, t := range sortedNames(kernel) {
 		var declare, unlink, remove []string
 		for _, name := range sortedNames(kernel[t]) {
-			if strings.HasPrefix(name, Prefix) {
+			if meant(t, name) {
 				declare = append(declare, ":"+name+" - [0:0]")
 				remove = append(remove, "-X "+name)
 				continue
 			}
 			for _, rule := range kernel[t][name] {
-				if leadsToUs(rule) {
+				if to := leadsTo(rule); to != "" && meant(t, to) {
 					unlink = append(unlink, "-D "+name+" "+rule)
 				}
 			}
@@ -30,7 +36,7 @@ func Cleanup(kernel Saved) string {
 	return b.String()
 }
 
-func sortedNames(chains map[string][]string) []string {
+func sortedNames[T any](chains map[string]T) []string {
 	names := make([]string, 0, len(chains))
 	for n := range chains {
 		names = append(names, n)

@@ -69,12 +69,15 @@ func words(s string) (out []string) {
 }
 
 // leadsToUs reports whether a rule jumps or goes to one of our chains.
-func leadsToUs(rule string) bool {
+func leadsToUs(rule string) bool { return strings.HasPrefix(leadsTo(rule), Prefix) }
+
+// leadsTo returns where a rule jumps or goes to, "" when nowhere.
+func leadsTo(rule string) string {
 	w := words(rule)
 	for i := 1; i < len(w); i++ {
-		if (w[i-1] == "-j" || w[i-1] == "-g") && strings.HasPrefix(w[i], Prefix) {
-			return true
+		if w[i-1] == "-j" || w[i-1] == "-g" {
+			return w[i]
 		}
 	}
-	return false
+	return ""
 }

@@ -62,16 +62,8 @@ func (k fakeKernel) load(input string) error {
 
 var builtinTargets = []string{"RETURN", "ACCEPT", "DROP", "REJECT", "MARK", "MASQUERADE", "DNAT"}
 
-func target(rule string) string {
-	w := words(rule)
-	if i := slices.Index(w, "-j"); i >= 0 && i+1 < len(w) {
-		return w[i+1]
-	}
-	return ""
-}
-
 func checkTarget(table map[string][]string, rule string) error {
-	to := target(rule)
+	to := leadsTo(rule)
 	if _, ok := table[to]; !ok && !slices.Contains(builtinTargets, to) {
 		return fmt.Errorf("no chain or target %q", to)
 	}
@@ -84,7 +76,7 @@ func checkUnused(table map[string][]string, chain string) error {
 	}
 	for name, rules := range table {
 		for _, r := range rules {
-			if strings.Contains(r, chain) && target(r) == chain {
+			if strings.Contains(r, chain) && leadsTo(r) == chain {
 				return fmt.Errorf("chain %s leads to it", name)
 			}
 		}
