@@ -270,12 +270,3 @@ type EndpointSlice struct {
 	// LastChange is endpoints.kubernetes.io/last-change-trigger-time; zero when absent.
 	LastChange time.Time
 }
-
-// NetworkPolicy is what this release knows of a policy: whom it selects and which directions it
-// isolates. Its rules are read by the policy compiler when that exists.
-type NetworkPolicy struct {
-	Origin
-	PodSelector labels.Selector
-	Ingress     bool // policyTypes has Ingress
-	Egress      bool // policyTypes has Egress
-}

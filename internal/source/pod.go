@@ -6,8 +6,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/braidnet/braid/internal/model"
 )
@@ -113,28 +111,4 @@ func (c *converter) containerPorts(p *model.Pod, path string, o *corev1.Containe
 			Port:     c.port(at+".containerPort", port.ContainerPort, false),
 		})
 	}
-}
-
-func (c *converter) policy(o *networkingv1.NetworkPolicy, origin model.Origin) *model.NetworkPolicy {
-	p := &model.NetworkPolicy{Origin: origin}
-	sel, err := metav1.LabelSelectorAsSelector(&o.Spec.PodSelector)
-	if err != nil {
-		c.fail("spec.podSelector", "cannot be used ("+err.Error()+")", "matchLabels, or matchExpressions with In, NotIn, Exists or DoesNotExist")
-	}
-	p.PodSelector = sel
-	for i, t := range o.Spec.PolicyTypes {
-		switch t {
-		case networkingv1.PolicyTypeIngress:
-			p.Ingress = true
-		case networkingv1.PolicyTypeEgress:
-			p.Egress = true
-		default:
-			c.fail(fmt.Sprintf("spec.policyTypes[%d]", i), fmt.Sprintf("is %q", t), "Ingress or Egress")
-		}
-	}
-	if len(o.Spec.PolicyTypes) == 0 {
-		// The API server's default, which manifests rely on: egress only when there are egress rules.
-		p.Ingress, p.Egress = true, len(o.Spec.Egress) > 0
-	}
-	return p
 }

@@ -5,6 +5,7 @@ package source
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -113,8 +114,9 @@ func (e Errors) Unwrap() []error {
 // Convert returns the model's value of a Kubernetes object: a *corev1.Namespace, Node, Pod or
 // Service, a *discoveryv1.EndpointSlice, a *networkingv1.NetworkPolicy or ServiceCIDR, or a *ServiceImport. Of origin only File and
 // Line are used. EndpointSlices of addressType FQDN give nil and no error: the model has no use for
-// them. An error is of type Errors unless the type of obj is none of these. Maps and strings of obj
-// are shared with the result; obj itself is not kept.
+// them. An error is of type Errors unless the type of obj is none of these. A policy comes with its
+// errors, closed where they are; of other kinds there is either. Maps and strings of obj are shared
+// with the result; obj itself is not kept.
 func Convert(obj runtime.Object, origin model.Origin) (model.Object, error) {
 	ref, ok := RefOf(obj)
 	if !ok {
@@ -128,7 +130,7 @@ func Convert(obj runtime.Object, origin model.Origin) (model.Object, error) {
 	var out model.Object
 	switch o := obj.(type) {
 	case *corev1.Namespace:
-		out = &model.Namespace{Origin: origin, Labels: o.Labels}
+		out = &model.Namespace{Origin: origin, Labels: namespaceLabels(o)}
 	case *corev1.Node:
 		out = c.node(o, origin)
 	case *corev1.Pod:
@@ -146,8 +148,22 @@ func Convert(obj runtime.Object, origin model.Origin) (model.Object, error) {
 	case *ServiceImport:
 		out = c.serviceImport(o, origin)
 	}
-	if len(c.errs) > 0 {
-		return nil, c.errs
+	switch {
+	case len(c.errs) == 0:
+		return out, nil
+	case ref.Kind == model.KindNetworkPolicy && ref.Name != "":
+		return out, c.errs
 	}
-	return out, nil
+	return nil, c.errs
+}
+
+// namespaceLabels adds what the API server gives each namespace, for manifests that rely on it.
+func namespaceLabels(o *corev1.Namespace) map[string]string {
+	if o.Labels[corev1.LabelMetadataName] == o.Name {
+		return o.Labels
+	}
+	out := map[string]string{}
+	maps.Copy(out, o.Labels)
+	out[corev1.LabelMetadataName] = o.Name
+	return out
 }

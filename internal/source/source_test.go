@@ -60,7 +60,6 @@ const svcHead = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace:
 const sliceHead = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web-1, namespace: shop}\n"
 const podHead = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop}\n"
 const nodeHead = "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n"
-const polHead = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: shop}\n"
 
 func svc(change func(*model.Service)) *model.Service {
 	s := &model.Service{Origin: origin(model.KindService, "shop", "web"), Type: model.ClusterIP}
@@ -69,9 +68,6 @@ func svc(change func(*model.Service)) *model.Service {
 }
 
 func TestConvert(t *testing.T) {
-	policy := func(sel labels.Selector, in, out bool) *model.NetworkPolicy {
-		return &model.NetworkPolicy{Origin: origin(model.KindNetworkPolicy, "shop", "deny"), PodSelector: sel, Ingress: in, Egress: out}
-	}
 	pod := func(change func(*model.Pod)) *model.Pod {
 		p := &model.Pod{Origin: origin(model.KindPod, "shop", "p"), Phase: model.PhasePending}
 		change(p)
@@ -87,7 +83,7 @@ func TestConvert(t *testing.T) {
 		want     model.Object
 	}{
 		{"namespace", "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, namespace: ignored, labels: {a: b}}",
-			&model.Namespace{Origin: origin(model.KindNamespace, "", "shop"), Labels: labels.Set{"a": "b"}}},
+			&model.Namespace{Origin: origin(model.KindNamespace, "", "shop"), Labels: labels.Set{"a": "b", "kubernetes.io/metadata.name": "shop"}}},
 		{"node", nodeHead + "spec: {podCIDRs: [10.244.1.7/24, 'fd00:10:244:1::5/64'], podCIDR: 10.9.0.0/24}\n" +
 			"status: {addresses: [{type: Hostname, address: n1}, {type: InternalIP, address: 192.168.0.1}, {type: ExternalIP, address: 1.2.3.4}, {type: InternalIP, address: 'fd00::1'}]}",
 			&model.Node{Origin: origin(model.KindNode, "", "n1"), PodCIDRs: prefixes("10.244.1.0/24", "fd00:10:244:1::/64"), InternalIPs: addrs("192.168.0.1", "fd00::1")}},
@@ -147,9 +143,6 @@ func TestConvert(t *testing.T) {
 					Target: model.Ref{Kind: model.KindPod, Key: model.Key{Namespace: "shop", Name: "p"}}, HintZones: []string{"z1"}, HintNodes: []string{"n1"}}}
 			})},
 		{"slice of names", sliceHead + "addressType: FQDN\nendpoints: [{addresses: [example.com]}]", nil},
-		{"policy without types or rules", polHead + "spec: {podSelector: {}}", policy(labels.Everything(), true, false)},
-		{"policy without types, with egress", polHead + "spec: {podSelector: {matchLabels: {a: b}}, egress: [{}]}", policy(selector(t, "a=b"), true, true)},
-		{"policy for egress only", polHead + "spec: {podSelector: {matchLabels: {a: b}}, policyTypes: [Egress]}", policy(selector(t, "a=b"), false, true)},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -162,15 +155,6 @@ func TestConvert(t *testing.T) {
 			}
 		})
 	}
-}
-
-func selector(t *testing.T, s string) labels.Selector {
-	t.Helper()
-	sel, err := labels.Parse(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return sel
 }
 
 func TestConvertErrors(t *testing.T) {
@@ -194,9 +178,6 @@ func TestConvertErrors(t *testing.T) {
 		{"two CIDRs of a family", nodeHead + "spec: {podCIDRs: [10.0.0.0/24, 10.0.1.0/24]}", `spec.podCIDRs[1]: is 10.0.1.0/24, a second one of its family, expected at most one per address family`},
 		{"node address", nodeHead + "status: {addresses: [{type: InternalIP, address: n1}]}", `status.addresses[0].address: is "n1", expected an IPv4 or IPv6 address`},
 		{"container port", podHead + "spec: {containers: [{name: c, ports: [{containerPort: -1}]}]}", `spec.containers[0].ports[0].containerPort: is -1, expected a port number from 1 to 65535`},
-		{"policy type", polHead + "spec: {podSelector: {}, policyTypes: [ingress]}", `spec.policyTypes[0]: is "ingress", expected Ingress or Egress`},
-		{"policy selector", polHead + "spec: {podSelector: {matchExpressions: [{key: a, operator: Is}]}}",
-			`spec.podSelector: cannot be used ("Is" is not a valid label selector operator), expected matchLabels, or matchExpressions with In, NotIn, Exists or DoesNotExist`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -32,10 +32,10 @@ func decode(name string, data []byte, old *file) (*file, []unknown) {
 			continue
 		}
 		obj, err := source.Convert(d.Object, model.Origin{File: name, Line: d.Line})
-		switch {
-		case err != nil:
+		if err != nil {
 			errs = append(errs, placed(d, err)...)
-		case obj != nil:
+		}
+		if obj != nil { // of a policy, also with an error
 			f.add(obj)
 		}
 	}

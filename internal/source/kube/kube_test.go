@@ -14,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/cache"
@@ -327,5 +328,25 @@ contexts: [{name: one, context: {cluster: c}}, {name: two, context: {cluster: d}
 	}
 	if _, err := Config(file, "three"); err == nil || !strings.Contains(err.Error(), "three") {
 		t.Errorf("a context that is not there: error %v", err)
+	}
+}
+
+// TestBrokenPolicyIsTakenIn: a policy whose part cannot be understood isolates its pods all the same.
+func TestBrokenPolicyIsTakenIn(t *testing.T) {
+	store, board := model.NewStore(), source.NewBoard(slog.New(slog.DiscardHandler), nil)
+	s := &sink{kind: model.KindNetworkPolicy, store: store, board: board, have: map[model.Key]held{}, bad: map[model.Key]struct{}{}}
+	pol := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "p", ResourceVersion: "1"},
+		Spec: networkingv1.NetworkPolicySpec{Ingress: []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{{}}}}}}
+	if err := s.Add(pol); err != nil {
+		t.Fatal(err)
+	}
+	got, _ := store.Get(model.Ref{Kind: model.KindNetworkPolicy, Key: model.Key{Namespace: "shop", Name: "p"}}).(*model.NetworkPolicy)
+	if got == nil || !got.Ingress || len(got.IngressRules) != 1 || got.IngressRules[0].AnyPeer || len(s.bad) != 1 {
+		t.Fatalf("stored %+v, %d on the board", got, len(s.bad))
+	}
+	pol = pol.DeepCopy()
+	pol.Spec.Ingress[0].From[0].PodSelector, pol.ResourceVersion = &metav1.LabelSelector{}, "2"
+	if err := s.Update(pol); err != nil || len(s.bad) != 0 {
+		t.Fatalf("error %v, %d on the board after it was mended", err, len(s.bad))
 	}
 }

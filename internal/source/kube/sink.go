@@ -70,7 +70,7 @@ func (s *sink) convert(obj any) (*slim, error) {
 			break
 		}
 		value, err := source.Convert(o, model.Origin{})
-		if s.trim != nil && value != nil && err == nil {
+		if s.trim != nil && value != nil {
 			value = s.trim(value)
 		}
 		m := o.(metav1.Object)
@@ -103,10 +103,15 @@ func (s *sink) Update(obj any) error {
 func (s *sink) update(o *slim) (model.Update, bool) {
 	s.mu.Lock()
 	before := s.have[o.ref.Key]
-	now := held{version(o.ResourceVersion), o.err == nil && o.obj != nil || o.err != nil && before.stored}
+	now := held{version(o.ResourceVersion), o.obj != nil || o.err != nil && before.stored}
 	s.have[o.ref.Key] = now
 	s.mu.Unlock()
-	if o.err != nil {
+	switch {
+	case o.err != nil && o.obj != nil:
+		s.bad[o.ref.Key] = struct{}{}
+		s.board.Set(o.ref.String(), fmt.Sprintf("%s: %v; that part of it allows nothing", o.ref, o.err))
+		return model.Set(o.obj), true
+	case o.err != nil:
 		s.bad[o.ref.Key] = struct{}{}
 		s.board.Set(o.ref.String(), fmt.Sprintf("%s: %v; its last good version stays in force", o.ref, o.err))
 		return model.Update{}, false
