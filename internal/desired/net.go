@@ -54,6 +54,7 @@ type VXLAN struct {
 	Local    netip.Addr // source of encapsulated packets; its family is the underlay's
 	Learning bool       // forwarding entries from received packets; planners want it off: entries are ours
 	Remote   netip.Addr // where frames for unknown addresses are flooded; planners leave it invalid
+	GBP      bool       // carry the low 16 bits of packets' marks along (Group Based Policy extension)
 }
 
 // Link is a VXLAN device, which is always wanted up.
@@ -100,8 +101,12 @@ type FDB struct {
 
 // String prints the device as a person would ask for it.
 func (l Link) String() string {
-	return fmt.Sprintf("device %s (vxlan id %d port %d local %s dev %s mtu %d address %s)",
-		l.Name, l.VXLAN.VNI, l.VXLAN.Port, l.VXLAN.Local, l.VXLAN.Underlay, l.MTU, l.MAC)
+	gbp := ""
+	if l.VXLAN.GBP {
+		gbp = " gbp"
+	}
+	return fmt.Sprintf("device %s (vxlan id %d port %d local %s dev %s%s mtu %d address %s)",
+		l.Name, l.VXLAN.VNI, l.VXLAN.Port, l.VXLAN.Local, l.VXLAN.Underlay, gbp, l.MTU, l.MAC)
 }
 
 func (a Addr) String() string { return fmt.Sprintf("address %s dev %s", a.Prefix, a.Dev) }

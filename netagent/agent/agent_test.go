@@ -170,6 +170,8 @@ func TestValidate(t *testing.T) {
 		"vni: 0 is out of range":                                            func(c *Config) { c.VNI = 0 },
 		"vxlan-port: 70000":                                                 func(c *Config) { c.Port = 70000 },
 		"give one of them":                                                  func(c *Config) { c.Manifests, c.Kubeconfig = "a", "b" },
+		"direct-routing: it belongs to overlay vxlan":                       func(c *Config) { c.Overlay, c.Direct = "host-gw", true },
+		"vxlan-gbp: it belongs to overlay vxlan":                            func(c *Config) { c.Overlay, c.GBP = "none", true },
 		"must be absolute":                                                  func(c *Config) { c.RunDir = "run" },
 		"name of this node":                                                 func(c *Config) { c.Node = "" },
 	} {

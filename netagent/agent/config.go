@@ -32,6 +32,8 @@ type Config struct {
 	Overlay     string // one of Overlays
 	VNI         int    // VXLAN network identifier, 1 … 2^24-1
 	Port        int    // VXLAN UDP port
+	GBP         bool   // VXLAN carries the marks of packets
+	Direct      bool   // VXLAN: peers on the link are reached by plain routes
 	ServiceMode string // one of ServiceModes
 	// MasqueradeAll, ExternalIPs (CIDRs, comma-separated) and NodePortAddresses (the same, or "primary"; empty = all)
 	// are explained at service.Config.
@@ -79,6 +81,10 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("vni: %d is out of range: use 1 to %d", c.VNI, 1<<24-1)
 	case c.Port < 1 || c.Port > 65535:
 		return fmt.Errorf("vxlan-port: %d is out of range: use 1 to 65535", c.Port)
+	case c.Direct && c.Overlay != "vxlan":
+		return fmt.Errorf("direct-routing: it belongs to overlay vxlan, not to %s: leave it out", c.Overlay)
+	case c.GBP && c.Overlay != "vxlan":
+		return fmt.Errorf("vxlan-gbp: it belongs to overlay vxlan, not to %s: leave it out", c.Overlay)
 	case !filepath.IsAbs(c.RunDir) || !filepath.IsAbs(c.StateDir):
 		return fmt.Errorf("run-dir and state-dir must be absolute paths, not %q and %q", c.RunDir, c.StateDir)
 	}

@@ -16,14 +16,14 @@ import (
 	"github.com/braidnet/braid/internal/kernel/route"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/overlay"
+	"github.com/braidnet/braid/netagent/overlay/peer"
 )
 
 // overlayConfig says which overlay a node runs.
 type overlayConfig struct {
 	Backend string // "vxlan" or "host-gw"
 	Node    string // this node's name
-	VNI     uint32
-	Port    uint16
+	VXLAN   peer.VXLAN
 }
 
 // overlayResult is what one Sync found and did.
@@ -32,6 +32,7 @@ type overlayResult struct {
 	MTUWhy  string         // what it comes from
 	Addrs   []string       // this node's addresses, each with the device that has it
 	Peers   int            // nodes with at least one pod CIDR reached
+	Direct  int            // pod CIDRs reached without a tunnel
 	Changes []string       // what was done, each with its reason; empty when all was right
 	Notes   []overlay.Note // what cannot be reached, and why
 }
@@ -89,6 +90,7 @@ func (o *podNetwork) Sync(ctx context.Context) (overlayResult, error) {
 	net, notes := overlay.Plan(in)
 	res := overlayResult{Peers: countPeers(in.Peers, net.Routes), Notes: notes}
 	res.MTU, res.MTUWhy = overlay.MTU(in)
+	res.Direct = countDirect(net)
 	for _, u := range in.Underlays {
 		res.Addrs = append(res.Addrs, fmt.Sprintf("%s on %s", u.Addr, u.Dev))
 	}
@@ -131,7 +133,7 @@ func (o *podNetwork) Cleanup() ([]string, error) {
 // input gathers what the plan depends on: the nodes of the store, and of the machine the devices
 // that hold this node's InternalIPs.
 func (o *podNetwork) input(t *link.Table) (overlay.Input, error) {
-	in := overlay.Input{Backend: o.cfg.Backend, Name: o.cfg.Node, VNI: o.cfg.VNI, Port: o.cfg.Port}
+	in := overlay.Input{Backend: o.cfg.Backend, Name: o.cfg.Node, VXLAN: o.cfg.VXLAN}
 	for _, obj := range o.store.List(model.KindNode) {
 		if n, ok := obj.(*model.Node); !ok {
 			continue
@@ -175,6 +177,20 @@ func countPeers(peers []*model.Node, routes []desired.Route) (count int) {
 				count++
 				break
 			}
+		}
+	}
+	return count
+}
+
+// countDirect counts the routes that lead through no device of ours.
+func countDirect(net desired.Network) (count int) {
+	ours := map[string]bool{}
+	for _, l := range net.Links {
+		ours[l.Name] = true
+	}
+	for _, r := range net.Routes {
+		if !ours[r.Dev] {
+			count++
 		}
 	}
 	return count

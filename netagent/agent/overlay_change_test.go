@@ -70,7 +70,7 @@ func TestOverlaySwitchesBackend(t *testing.T) {
 	for _, next := range []struct {
 		backend, leftover string
 		mtu               int
-	}{{"host-gw", "braid.vx", 1500}, {"vxlan", "via fd00:77::", 1430}} {
+	}{{"host-gw", "braid.vx", 1500}, {"vxlan direct", "dev braid.vx", 1430}, {"vxlan", "via fd00:77::", 1430}} {
 		for _, node := range n.nodes {
 			node.start(t, n.store, next.backend)
 		}

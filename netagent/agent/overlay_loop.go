@@ -8,6 +8,7 @@ import (
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/internal/reconcile"
+	"github.com/braidnet/braid/netagent/overlay/peer"
 )
 
 // overlayLoop runs a podNetwork as one of the agent's subsystems.
@@ -21,7 +22,8 @@ type overlayLoop struct {
 }
 
 func newOverlayLoop(c Config, store *model.Store) (*overlayLoop, error) {
-	n, err := newOverlay(overlayConfig{Backend: c.Overlay, Node: c.Node, VNI: uint32(c.VNI), Port: uint16(c.Port)}, store, c.Log)
+	n, err := newOverlay(overlayConfig{Backend: c.Overlay, Node: c.Node,
+		VXLAN: peer.VXLAN{VNI: uint32(c.VNI), Port: uint16(c.Port), GBP: c.GBP, Direct: c.Direct}}, store, c.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -37,6 +39,9 @@ func (o *overlayLoop) step(ctx context.Context) (reconcile.Outcome, error) {
 		o.onMTU()
 	}
 	out := reconcile.Outcome{Summary: fmt.Sprintf("%s: %d peers, pod MTU %d", o.backend, res.Peers, res.MTU), Changes: res.Changes}
+	if o.cfg.VXLAN.Direct {
+		out.Summary += fmt.Sprintf(", %d pod CIDRs without a tunnel", res.Direct)
+	}
 	for _, n := range res.Notes {
 		out.Notes = append(out.Notes, n.String())
 	}

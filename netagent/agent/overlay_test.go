@@ -14,6 +14,7 @@ import (
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
 	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/overlay/peer"
 )
 
 // testNode is one machine of a testNet with one pod on it.
@@ -82,10 +83,12 @@ func (n *testNet) addNode(t *testing.T, i int) *testNode {
 }
 
 // start opens the node's overlay, as an agent does that was just started.
+// Backend "vxlan direct" is vxlan with direct routing.
 func (n *testNode) start(t *testing.T, store *model.Store, backend string) {
 	t.Helper()
+	backend, direct := strings.CutSuffix(backend, " direct")
 	n.ns.Run(t, func() (err error) {
-		n.net, err = newOverlay(overlayConfig{Backend: backend, Node: n.name, VNI: 1, Port: 8472}, store, slog.New(slog.DiscardHandler))
+		n.net, err = newOverlay(overlayConfig{Backend: backend, Node: n.name, VXLAN: peer.VXLAN{VNI: 1, Port: 8472, Direct: direct}}, store, slog.New(slog.DiscardHandler))
 		return err
 	})
 	net := n.net
@@ -145,7 +148,7 @@ func (n *testNet) mesh(t *testing.T, mtu int) {
 }
 
 func TestOverlayConnectsPods(t *testing.T) {
-	for backend, mtu := range map[string]int{"vxlan": 1430, "host-gw": 1500} {
+	for backend, mtu := range map[string]int{"vxlan": 1430, "vxlan direct": 1430, "host-gw": 1500} {
 		t.Run(backend, func(t *testing.T) {
 			n := newTestNet(t, backend)
 			for _, node := range n.nodes {
@@ -244,7 +247,7 @@ func TestOverlayRepairs(t *testing.T) {
 		{"stray forwarding entry", []string{"bridge fdb append 00:00:00:00:00:00 dev braid.vx4 dst 192.168.77.3"}},
 		{"stray device", []string{"ip link add braid.old type vxlan id 99 dstport 4789 dev eth0"}},
 	}
-	for backend, own := range map[string][]damage{"vxlan": vxlan, "host-gw": hostgw} {
+	for backend, own := range map[string][]damage{"vxlan": vxlan, "host-gw": hostgw, "vxlan direct": hostgw} {
 		t.Run(backend, func(t *testing.T) {
 			n := newTestNet(t, backend)
 			n.syncAll(t)

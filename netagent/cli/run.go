@@ -19,6 +19,8 @@ func runFlags(f *pflag.FlagSet, c *agent.Config) {
 	f.StringVar(&c.Overlay, "overlay", c.Overlay, "how pods reach other nodes: vxlan, host-gw or none")
 	f.IntVar(&c.VNI, "vni", c.VNI, "VXLAN network identifier")
 	f.IntVar(&c.Port, "vxlan-port", c.Port, "VXLAN UDP port")
+	f.BoolVar(&c.GBP, "vxlan-gbp", c.GBP, "carry the low 16 bits of packets' marks to the other node (all nodes alike)")
+	f.BoolVar(&c.Direct, "direct-routing", c.Direct, "overlay vxlan: reach nodes on the same link by plain routes, with no tunnel (all nodes alike)")
 	f.StringVar(&c.ServiceMode, "service-mode", c.ServiceMode, "how services are translated: auto, nftables, iptables or none")
 	f.BoolVar(&c.MasqueradeAll, "masquerade-all", c.MasqueradeAll, "hide the address of pods from services too, where the network cannot carry the replies")
 	f.StringVar(&c.ExternalIPs, "external-ips", c.ExternalIPs, "address ranges in which spec.externalIPs of Services count, separated by commas; empty = nowhere, because with them anybody who may write a Service can take over any address")

@@ -38,8 +38,7 @@ type Input struct {
 	Self      *model.Node   // nil when the cluster does not know the node
 	Peers     []*model.Node // the other nodes, in any order
 	Underlays []Underlay    // at most one per family
-	VNI       uint32        // vxlan: network identifier
-	Port      uint16        // vxlan: UDP port
+	VXLAN     peer.VXLAN    // of backend vxlan
 }
 
 type backend struct {
@@ -123,7 +122,7 @@ func prepare(in Input) (b backend, self peer.Self, peers []peer.Peer, notes []No
 	}
 	c := newCheck(in)
 	self = peer.Self{Name: in.Name, Origin: in.Self.Origin.String(), MAC: c.macs[in.Self], CIDRs: c.good[in.Self],
-		Underlays: slices.Clone(in.Underlays), VNI: in.VNI, Port: in.Port}
+		Underlays: slices.Clone(in.Underlays), VXLAN: in.VXLAN}
 	slices.SortFunc(self.Underlays, func(a, b Underlay) int { return a.Addr.Compare(b.Addr) })
 	c.self(self)
 	for _, n := range c.nodes {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/overlay/peer"
 )
 
 // node makes a Node from "cidr,cidr" and "ip,ip"; either may be empty.
@@ -35,9 +36,10 @@ func annotated(n *model.Node, mac string) *model.Node {
 }
 
 // input makes the Input of node a, whose underlays are eth0 (IPv4) and eth1 (IPv6) as far as it has
-// an InternalIP of that family.
+// an InternalIP of that family. Backend "vxlan direct" is vxlan with direct routing.
 func input(backend string, self *model.Node, peers ...*model.Node) Input {
-	in := Input{Backend: backend, Name: "a", Self: self, Peers: peers, VNI: 1, Port: 8472}
+	backend, direct := strings.CutSuffix(backend, " direct")
+	in := Input{Backend: backend, Name: "a", Self: self, Peers: peers, VXLAN: peer.VXLAN{VNI: 1, Port: 8472, Direct: direct}}
 	if self == nil {
 		return in
 	}
@@ -89,6 +91,15 @@ func TestPlan(t *testing.T) {
 			[]*model.Node{annotated(node("b", "10.244.2.0/24", "192.168.0.2"), derived("c")), node("c", "10.244.3.0/24", "192.168.0.3")},
 			[]string{"10.244.3.0/24 10.244.3.0 braid.vx4"}, []string{"braid.vx4 " + derived("c") + " 192.168.0.3"},
 			[]string{"node b: no route to pod CIDR 10.244.2.0/24: its VXLAN address " + derived("c") + " is that of node c"}, 1450},
+		{"direct, all on the link", "vxlan direct", node("a", dualCIDR, dualIP), []*model.Node{node("b", "10.244.2.0/24,fd00:10:244:2::/64", "192.168.0.2,fd00::2")},
+			[]string{"10.244.2.0/24 192.168.0.2 eth0", "fd00:10:244:2::/64 fd00::2 eth1"}, nil, nil, 1410},
+		{"direct, one behind a router", "vxlan direct", node("a", "10.244.1.0/24", "192.168.0.1"),
+			[]*model.Node{node("b", "10.244.2.0/24", "192.168.0.2"), node("c", "10.244.3.0/24", "192.168.7.3")},
+			[]string{"10.244.2.0/24 192.168.0.2 eth0", "10.244.3.0/24 10.244.3.0 braid.vx4"}, []string{"braid.vx4 " + derived("c") + " 192.168.7.3"}, nil, 1450},
+		{"direct, one family on the link", "vxlan direct", node("a", dualCIDR, dualIP), []*model.Node{node("b", "10.244.2.0/24,fd00:10:244:2::/64", "192.168.7.2,fd00::2")},
+			[]string{"10.244.2.0/24 10.244.2.0 braid.vx4", "fd00:10:244:2::/64 fd00::2 eth1"}, []string{"braid.vx4 " + derived("b") + " 192.168.7.2"}, nil, 1410},
+		{"direct, other family by tunnel", "vxlan direct", node("a", dualCIDR, "192.168.0.1"), []*model.Node{node("b", "10.244.2.0/24,fd00:10:244:2::/64", "192.168.0.2")},
+			[]string{"10.244.2.0/24 192.168.0.2 eth0", "fd00:10:244:2::/64 fd00:10:244:2:: braid.vx4"}, []string{"braid.vx4 " + derived("b") + " 192.168.0.2"}, nil, 1450},
 		{"host-gw", "host-gw", node("a", dualCIDR, dualIP), []*model.Node{node("b", "10.244.2.0/24,fd00:10:244:2::/64", "192.168.0.2,fd00::2")},
 			[]string{"10.244.2.0/24 192.168.0.2 eth0", "fd00:10:244:2::/64 fd00::2 eth1"}, nil, nil, 1480},
 		{"host-gw peer behind a router", "host-gw", node("a", "10.244.1.0/24", "192.168.0.1"), []*model.Node{node("b", "10.244.2.0/24", "192.168.7.2")},
@@ -178,6 +189,11 @@ func TestVXLANDevices(t *testing.T) {
 	if len(net.Addrs) != 2 || net.Addrs[0].Prefix.String() != "10.244.1.0/32" || net.Addrs[1].Prefix.String() != "fd00:10:244:1::/128" {
 		t.Errorf("addresses %v, want the network addresses of the pod CIDRs", net.Addrs)
 	}
+	marked := input("vxlan", self)
+	marked.VXLAN.GBP = true
+	if net, _ := Plan(marked); len(net.Links) != 2 || !net.Links[0].VXLAN.GBP || !net.Links[1].VXLAN.GBP {
+		t.Errorf("links %v, want both to carry marks", net.Links)
+	}
 	small := input("vxlan", self)
 	small.Underlays[1].MTU = 1300
 	if _, notes := Plan(small); len(notes) != 1 || !strings.Contains(notes[0].Text, "1230") {
@@ -214,7 +230,7 @@ func TestPlanProperties(t *testing.T) {
 		for p := range rng.IntN(12) {
 			peers = append(peers, randomNode(rng, fmt.Sprintf("p%d", p)))
 		}
-		in := input([]string{"vxlan", "host-gw"}[i%2], self, peers...)
+		in := input([]string{"vxlan", "host-gw", "vxlan direct"}[i%3], self, peers...)
 		net, notes := Plan(in)
 		shuffled := in
 		shuffled.Peers = slices.Clone(peers)

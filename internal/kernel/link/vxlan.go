@@ -29,7 +29,7 @@ func ReadDevice(l netlink.Link, name func(index int) string) (Device, bool) {
 	}
 	d := Device{Index: vx.Index, Up: vx.Flags&net.FlagUp != 0, Link: desired.Link{Name: vx.Name, MTU: vx.MTU,
 		VXLAN: desired.VXLAN{VNI: uint32(vx.VxlanId), Port: uint16(vx.Port), Underlay: name(vx.VtepDevIndex),
-			Local: addr(vx.SrcAddr), Remote: addr(vx.Group), Learning: vx.Learning}}}
+			Local: addr(vx.SrcAddr), Remote: addr(vx.Group), Learning: vx.Learning, GBP: vx.GBP}}}
 	copy(d.MAC[:], vx.HardwareAddr)
 	return d, true
 }
@@ -101,7 +101,7 @@ func create(h *netlink.Handle, t *Table, want desired.Link) ([]string, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr, attrs.Flags = want.Name, want.MTU, want.MAC[:], net.FlagUp
 	vx := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: int(want.VXLAN.VNI), Port: int(want.VXLAN.Port),
-		VtepDevIndex: under, SrcAddr: want.VXLAN.Local.AsSlice(), Learning: want.VXLAN.Learning}
+		VtepDevIndex: under, SrcAddr: want.VXLAN.Local.AsSlice(), Learning: want.VXLAN.Learning, GBP: want.VXLAN.GBP}
 	if want.VXLAN.Remote.IsValid() {
 		vx.Group = want.VXLAN.Remote.AsSlice()
 	}

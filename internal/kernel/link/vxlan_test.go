@@ -72,7 +72,7 @@ func TestEnsureVXLAN(t *testing.T) {
 			if done := ensure(); len(done) != 2 || table(t, h).Index(name) != index {
 				t.Errorf("MTU and address must change on the living device: %q", done)
 			}
-			want.VXLAN.VNI, want.VXLAN.Port = 6, 4789
+			want.VXLAN.VNI, want.VXLAN.Port, want.VXLAN.GBP = 6, 4789, true
 			if done := ensure(); len(done) != 2 || table(t, h).Index(name) == index {
 				t.Errorf("a new id takes a new device: %q", done)
 			}

@@ -14,7 +14,7 @@ import (
 func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.Note) {
 	for _, p := range peers {
 		for _, path := range p.Paths {
-			r, reason := route(self, p, path)
+			r, reason := Route(self, p, path)
 			if reason != "" {
 				notes = append(notes, peer.Note{Node: p.Name, Text: fmt.Sprintf("no route to pod CIDR %s: %s", path.CIDR, reason)})
 				continue
@@ -25,8 +25,8 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 	return net, notes
 }
 
-// route returns the route of one path, or why there is none.
-func route(self peer.Self, p peer.Peer, path peer.Path) (desired.Route, string) {
+// Route returns the route of one path, which goes through the peer itself, or why there is none.
+func Route(self peer.Self, p peer.Peer, path peer.Path) (desired.Route, string) {
 	is4 := path.CIDR.Addr().Is4()
 	if path.Via.Is4() != is4 {
 		return desired.Route{}, fmt.Sprintf("host-gw cannot carry %s over %s: give both nodes an InternalIP of that family, or use vxlan",

@@ -30,8 +30,15 @@ type Self struct {
 	MAC       desired.MAC
 	CIDRs     []netip.Prefix // own pod CIDRs, at most one per family
 	Underlays []Underlay     // at most one per family
-	VNI       uint32
-	Port      uint16
+	VXLAN     VXLAN
+}
+
+// VXLAN holds the settings of the backend of that name.
+type VXLAN struct {
+	VNI    uint32 // network identifier, 1 … 2^24-1
+	Port   uint16 // UDP port
+	GBP    bool   // carry packets' marks between nodes; all nodes alike
+	Direct bool   // reach peers on the link by plain routes
 }
 
 // Underlay returns the underlay of a family, and whether there is one.

@@ -1,12 +1,13 @@
 // Package vxlan plans an overlay of VXLAN devices (RFC 7348): one per family of the underlay, and
 // per pod CIDR of a peer one route, one neighbour entry and one forwarding entry. Nothing is learned
-// and nothing flooded.
+// and nothing flooded. Where it is asked for, peers on the same link are reached by plain routes instead.
 package vxlan
 
 import (
 	"fmt"
 
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/netagent/overlay/hostgw"
 	"github.com/braidnet/braid/netagent/overlay/peer"
 )
 
@@ -69,7 +70,8 @@ func devices(self peer.Self, peers []peer.Peer) (carried [2][2]bool) {
 }
 
 // MTU returns the largest packet, in bytes, that fits into every device in use, and what makes it so. It is 0
-// when no underlay is known.
+// when no underlay is known. Plain routes to peers on the link do not raise it: a pod keeps the MTU that it
+// was started with, and the next node may be behind a router.
 func MTU(self peer.Self, peers []peer.Peer) (mtu int, why string) {
 	carried := devices(self, peers)
 	for _, u := range self.Underlays {
@@ -100,6 +102,7 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 		}
 	}
 	for _, p := range peers {
+		p, net.Routes = direct(self, p, net.Routes)
 		fdb := [2]bool{} // one forwarding entry per device, not per CIDR
 		for _, path := range p.Paths {
 			over := path.Via.Is4()
@@ -121,12 +124,29 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 	return net, notes
 }
 
+// direct appends the routes of the peer's paths that need no tunnel, and returns the peer with the other paths.
+func direct(self peer.Self, p peer.Peer, routes []desired.Route) (peer.Peer, []desired.Route) {
+	if !self.VXLAN.Direct {
+		return p, routes
+	}
+	all := p.Paths
+	p.Paths = nil
+	for _, path := range all {
+		if r, not := hostgw.Route(self, p, path); not == "" {
+			routes = append(routes, r)
+		} else {
+			p.Paths = append(p.Paths, path)
+		}
+	}
+	return p, routes
+}
+
 // device adds the device over u and this node's addresses on it: the network address of each own
 // pod CIDR whose family it carries, the source of what the node itself sends to pods.
 func device(net *desired.Network, self peer.Self, u peer.Underlay, carried [2]bool) {
 	name := Device(u.Addr.Is4())
 	net.Links = append(net.Links, desired.Link{Name: name, MTU: inner(u), MAC: self.MAC, Origin: "overlay of " + self.Origin,
-		VXLAN: desired.VXLAN{VNI: self.VNI, Port: self.Port, Underlay: u.Dev, Local: u.Addr}})
+		VXLAN: desired.VXLAN{VNI: self.VXLAN.VNI, Port: self.VXLAN.Port, GBP: self.VXLAN.GBP, Underlay: u.Dev, Local: u.Addr}})
 	for _, c := range self.CIDRs {
 		if a := c.Addr(); carried[index(a.Is4())] {
 			prefix, _ := a.Prefix(a.BitLen())
