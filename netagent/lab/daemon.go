@@ -109,6 +109,9 @@ func (d *daemon) prepare() error {
 	if err := makeDirs(dirs...); err != nil {
 		return err
 	}
+	if err := writeFile(d.p.agentYAML(), d.o.agentConfig()); err != nil {
+		return err
+	}
 	if err := writeNsswitch(d.p); err != nil {
 		return err
 	}

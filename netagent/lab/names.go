@@ -42,6 +42,7 @@ func (p paths) daemonPID() string { return filepath.Join(p.dir(), "daemon.pid") 
 func (p paths) socket() string    { return filepath.Join(p.dir(), "daemon.sock") }
 func (p paths) resolv() string    { return filepath.Join(p.dir(), "outside-resolv.conf") }
 func (p paths) corefile() string  { return filepath.Join(p.dir(), "Corefile") }
+func (p paths) agentYAML() string { return filepath.Join(p.dir(), "netagent.yaml") }
 func (p paths) nsswitch() string  { return filepath.Join(p.dir(), "nsswitch.conf") }
 
 // node is the folder of one node's files: run, state, cni.

@@ -47,7 +47,7 @@ func (d *daemon) agentArgs(n *node) []string {
 	return []string{
 		d.o.bin("netagent"), "run", "--node", n.name, "--manifests", d.p.cluster(),
 		"--run-dir", d.p.node(n.name, "run"), "--state-dir", d.p.node(n.name, "state"),
-		"--cni-conf-dir", d.p.node(n.name, "cni"), "--overlay", d.o.Backend, "--service-mode", d.o.ServiceMode,
+		"--cni-conf-dir", d.p.node(n.name, "cni"), "--config", d.p.agentYAML(),
 	}
 }
 

@@ -34,7 +34,9 @@ type Options struct {
 	BinDir      string        `json:"binDir"`    // holds netagent, coredns, braid
 	Corefile    string        `json:"corefile"`  // configuration of the nodes' CoreDNS
 	Manifests   []string      `json:"manifests"` // as the user named them
-	Created     time.Time     `json:"created"`
+	// AgentSettings are lines of YAML, such as "masquerade-all: true", for the agents of all nodes.
+	AgentSettings []string  `json:"agentSettings,omitempty"`
+	Created       time.Time `json:"created"`
 }
 
 func (o *Options) validate() error {
@@ -59,6 +61,11 @@ func (o *Options) validate() error {
 	if err := oneOf("service-mode", o.ServiceMode, serviceModes); err != nil {
 		return err
 	}
+	for _, s := range o.AgentSettings {
+		if name, _, ok := strings.Cut(s, ":"); !ok || strings.TrimSpace(name) == "" {
+			return fmt.Errorf("--agent-setting %q: write it as in a file of settings, such as 'masquerade-all: true'", s)
+		}
+	}
 	if o.Timeout <= 0 {
 		return fmt.Errorf("--timeout %s: must be longer than zero", o.Timeout)
 	}
@@ -68,6 +75,13 @@ func (o *Options) validate() error {
 func (o *Options) paths() paths { return paths{o.Name} }
 
 func (o *Options) bin(program string) string { return filepath.Join(o.BinDir, program) }
+
+// agentConfig is the file of settings that the agents of all nodes start with.
+func (o *Options) agentConfig() []byte {
+	lines := []string{"# An agent takes these when it starts: netagent lab kill node/n1/netagent --name " + o.Name,
+		"overlay: " + o.Backend, "service-mode: " + o.ServiceMode}
+	return []byte(strings.Join(append(lines, o.AgentSettings...), "\n") + "\n")
+}
 
 func (o *Options) save() error {
 	data, err := json.MarshalIndent(o, "", "  ")

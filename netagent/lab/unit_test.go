@@ -61,6 +61,7 @@ func TestOptionsNameTheFault(t *testing.T) {
 		`--backend "gre"`:  func(o *Options) { o.Backend = "gre" },
 		"--service-mode":   func(o *Options) { o.ServiceMode = "ipvs" },
 		"--timeout":        func(o *Options) { o.Timeout = 0 },
+		"--agent-setting":  func(o *Options) { o.AgentSettings = []string{"masquerade-all"} },
 		`lab name "UPPER"`: func(o *Options) { o.Name = "UPPER" },
 	} {
 		o := good

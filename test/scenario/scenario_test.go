@@ -40,6 +40,13 @@ func needRoot(t testing.TB) {
 // TestScenarios runs testdata/*.txtar. Inside a script $LAB is the name of its playground.
 func TestScenarios(t *testing.T) {
 	needRoot(t)
+	params := parameters(t)
+	params.Dir = "testdata"
+	testscript.Run(t, params)
+}
+
+// parameters are what all scripts run with.
+func parameters(t *testing.T) testscript.Params {
 	dir := bin(t)
 	data, err := filepath.Abs("../../../shared/data")
 	if err != nil {
@@ -49,8 +56,7 @@ func TestScenarios(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	params := testscript.Params{
-		Dir:                 "testdata",
+	return testscript.Params{
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Cmds:                commands,
@@ -72,7 +78,6 @@ func TestScenarios(t *testing.T) {
 			return nil
 		},
 	}
-	testscript.Run(t, params)
 }
 
 // labName derives a name that no other script and no other run uses at the same time.

@@ -1,0 +1,291 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"github.com/braidnet/braid/internal/kernel/netns"
+)
+
+const (
+	// patience is how long an answer may take; silence is what no answer in that time is. A SYN that got lost
+	// would be sent again within it.
+	patience = 5 * time.Second
+	silence  = 1200 * time.Millisecond
+)
+
+// expectation is one line of a script's list of connections:
+//
+//	FROM tcp|udp TARGET refused|silent
+//	FROM tcp|udp TARGET POD[,POD…] [from NAME] [sticky]
+//
+// New connections to every address of the target end at each of the pods and at no other; "outside" stands
+// for the server beyond the cluster. They seem to come from NAME ("itself": their address is kept); with
+// sticky they all end at one of the pods.
+type expectation struct {
+	text, from, protocol, target string
+	fate                         string // refused or silent; empty: answered
+	pods                         []string
+	source                       string
+	sticky                       bool
+}
+
+func parseExpectation(line string) (e expectation, err error) {
+	words := strings.Fields(line)
+	if len(words) < 4 || words[1] != "tcp" && words[1] != "udp" {
+		return e, fmt.Errorf("%q: want FROM tcp|udp TARGET OUTCOME", line)
+	}
+	e = expectation{text: line, from: words[0], protocol: words[1], target: words[2]}
+	if words[3] == "refused" || words[3] == "silent" {
+		e.fate = words[3]
+	} else {
+		e.pods = strings.Split(words[3], ",")
+	}
+	for rest := words[4:]; len(rest) > 0; {
+		switch {
+		case rest[0] == "from" && len(rest) > 1:
+			e.source, rest = rest[1], rest[2:]
+		case rest[0] == "sticky":
+			e.sticky, rest = true, rest[1:]
+		default:
+			return e, fmt.Errorf("%q: unknown word %q", line, rest[0])
+		}
+	}
+	return e, nil
+}
+
+// cmdCheck makes the connections that a file lists, all at the same time, until every line holds.
+func cmdCheck(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: check FILE")
+	}
+	p := look(ts)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var wrong []string
+	n := 0
+	for _, line := range strings.Split(ts.ReadFile(args[0]), "\n") {
+		line, _, _ = strings.Cut(line, "#")
+		if strings.TrimSpace(line) == "" {
+			continue
+		}
+		e, err := parseExpectation(strings.TrimSpace(line))
+		ts.Check(err)
+		n++
+		wg.Go(func() {
+			if err := p.until(e); err != nil {
+				mu.Lock()
+				wrong = append(wrong, fmt.Sprintf("%s\n\t%v", e.text, err))
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if len(wrong) > 0 {
+		slices.Sort(wrong)
+		ts.Fatalf("%d of %d lines of %s do not hold:\n%s", len(wrong), n, args[0], strings.Join(wrong, "\n"))
+	}
+	ts.Logf("%d lines hold", n)
+}
+
+// until asks again while a change may not have come through yet.
+func (p *playground) until(e expectation) (err error) {
+	for end := time.Now().Add(deadline / 2); ; time.Sleep(50 * time.Millisecond) {
+		if err = p.try(e); err == nil || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+func (p *playground) try(e expectation) error {
+	targets, err := p.targets(e.target)
+	if err != nil {
+		return err
+	}
+	for _, to := range targets {
+		if err := p.tryOne(e, to); err != nil {
+			return fmt.Errorf("%s: %w", to, err)
+		}
+	}
+	return nil
+}
+
+// tryOne makes connections to one address until all pods have been seen, and some more.
+func (p *playground) tryOne(e expectation, to netip.AddrPort) error {
+	from, ok := p.places[e.from]
+	if !ok {
+		return fmt.Errorf("no place %q: the script can name %v", e.from, slices.Sorted(maps.Keys(p.places)))
+	}
+	seen := map[string]int{}
+	least, most := 6*len(e.pods), 60*len(e.pods)
+	if e.fate != "" {
+		least, most = 1, 1
+	}
+	for i := 0; i < least || i < most && !e.sticky && len(seen) < len(e.pods); i++ {
+		a, err := from.ask(e.protocol, to, e.fate)
+		if e.fate != "" {
+			return fateError(e.fate, a, err)
+		}
+		if err != nil {
+			return err
+		}
+		seen[a.pod]++
+		if !slices.Contains(e.pods, a.pod) {
+			return fmt.Errorf("connection %d: answered by %s", i+1, a.pod)
+		}
+		if err := p.source(e, a); err != nil {
+			return err
+		}
+	}
+	if want := len(e.pods); e.sticky && len(seen) != 1 || !e.sticky && len(seen) != want {
+		return fmt.Errorf("answered by %v", seen)
+	}
+	return nil
+}
+
+// source compares whom the pod saw with whom it should see.
+func (p *playground) source(e expectation, a answer) error {
+	want := p.places[e.source].masks
+	switch e.source {
+	case "":
+		return nil
+	case "itself":
+		want = []netip.Addr{a.local}
+	}
+	if !slices.Contains(want, a.client) {
+		return fmt.Errorf("%s sees %s as its client, want one of %v", a.pod, a.client, want)
+	}
+	return nil
+}
+
+func fateError(want string, a answer, err error) error {
+	got := "answered by " + a.pod
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED):
+		got = "refused"
+	case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded):
+		got = "silent"
+	case err != nil:
+		got = err.Error()
+	}
+	if got != want {
+		return errors.New(got)
+	}
+	return nil
+}
+
+// answer is who answered, whom it saw as its client, and who that was.
+type answer struct {
+	pod           string
+	client, local netip.Addr
+}
+
+// ask makes one connection, or exchanges one datagram from a new socket.
+func (from place) ask(protocol string, to netip.AddrPort, fate string) (a answer, err error) {
+	wait := patience
+	if fate == "silent" {
+		wait = silence
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	defer cancel()
+	conn, err := from.dial(ctx, protocol, to)
+	if err != nil {
+		return a, err
+	}
+	defer conn.Close()
+	end, _ := ctx.Deadline()
+	if err := conn.SetDeadline(end); err != nil {
+		return a, err
+	}
+	a.local = netip.MustParseAddrPort(conn.LocalAddr().String()).Addr()
+	if protocol == "udp" {
+		return a.datagram(conn)
+	}
+	if _, err := io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+		return a, err
+	}
+	page, err := io.ReadAll(conn)
+	if err != nil {
+		return a, err
+	}
+	err = a.page(string(page))
+	return a, err
+}
+
+// dial makes the socket in the place's network namespace.
+func (from place) dial(ctx context.Context, protocol string, to netip.AddrPort) (conn net.Conn, err error) {
+	d := net.Dialer{FallbackDelay: -1} // with one numeric address the socket is made on this very goroutine
+	for _, ip := range from.bind {
+		if ip.Is4() == to.Addr().Is4() {
+			d.LocalAddr = &net.TCPAddr{IP: ip.AsSlice()}
+			if protocol == "udp" {
+				d.LocalAddr = &net.UDPAddr{IP: ip.AsSlice()}
+			}
+		}
+	}
+	ns, err := netns.Open(from.netns)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	err = ns.Do(func() error {
+		conn, err = d.DialContext(ctx, protocol, to.String())
+		return err
+	})
+	return conn, err
+}
+
+// datagram reads the stand-ins' "POD LOCAL CLIENT:PORT DATA".
+func (a answer) datagram(conn net.Conn) (answer, error) {
+	// What a node's rules drop or refuse on its way out fails here; only reading tells which of the two it was.
+	if _, err := io.WriteString(conn, "hello"); err != nil && !errors.Is(err, unix.EPERM) {
+		return a, err
+	}
+	buf := make([]byte, 512)
+	n, err := conn.Read(buf)
+	if err != nil {
+		return a, err
+	}
+	words := strings.Fields(string(buf[:n]))
+	if len(words) != 4 {
+		return a, fmt.Errorf("strange answer %q", buf[:n])
+	}
+	client, err := netip.ParseAddrPort(words[2])
+	a.pod, a.client = words[0], client.Addr()
+	return a, err
+}
+
+// page reads the stand-ins' HTTP answer, or that of the server outside.
+func (a *answer) page(text string) error {
+	_, body, _ := strings.Cut(text, "\r\n\r\n")
+	for line := range strings.Lines(body) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		switch key {
+		case "pod", "name":
+			a.pod = value
+		case "client":
+			client, err := netip.ParseAddrPort(value)
+			if err != nil {
+				return err
+			}
+			a.client = client.Addr()
+		}
+	}
+	if a.pod == "" {
+		return fmt.Errorf("strange answer %q", text)
+	}
+	return nil
+}
