@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/braidnet/braid/internal/kernel/netns/nstest/wire"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/service"
 )
@@ -29,23 +30,23 @@ type expected struct {
 
 // decide says what Kubernetes promises for the first packet of a connection. It knows the table and
 // nothing of rules, and looks at everything.
-func decide(all []service.Frontend, net service.Net, p packet) expected {
+func decide(all []service.Frontend, net service.Net, p wire.Packet) expected {
 	inAny := func(list []netip.Prefix, a netip.Addr) bool {
 		return slices.ContainsFunc(list, func(r netip.Prefix) bool { return r.Contains(a) })
 	}
-	own := packetNode[p.dst.Addr().Is4()]
-	toNode, fromNode := slices.Contains(own, p.dst.Addr()), slices.Contains(own, p.src.Addr())
-	fromPod := inAny(net.LocalPods, p.src.Addr()) && !fromNode
+	own := wire.Own(p.Dst.Addr().Is4())
+	toNode, fromNode := slices.Contains(own, p.Dst.Addr()), slices.Contains(own, p.Src.Addr())
+	fromPod := inAny(net.LocalPods, p.Src.Addr()) && !fromNode
 	var f *service.Frontend
 	clusterIP := false
 	for _, nodePorts := range []bool{false, true} {
 		for i := range all {
 			x := &all[i]
-			clusterIP = clusterIP || x.Kind == service.ClusterIP && x.Addr == p.dst.Addr()
-			if x.Addr.Is4() != p.dst.Addr().Is4() || x.Protocol != p.protocol || x.Port != p.dst.Port() || (x.Kind == service.NodePort) != nodePorts || f != nil {
+			clusterIP = clusterIP || x.Kind == service.ClusterIP && x.Addr == p.Dst.Addr()
+			if x.Addr.Is4() != p.Dst.Addr().Is4() || uint8(x.Protocol) != p.Protocol || x.Port != p.Dst.Port() || (x.Kind == service.NodePort) != nodePorts || f != nil {
 				continue
 			}
-			if nodePorts && toNode && inAny(net.NodePorts, p.dst.Addr()) || x.Addr == p.dst.Addr() {
+			if nodePorts && toNode && inAny(net.NodePorts, p.Dst.Addr()) || x.Addr == p.Dst.Addr() {
 				f = x
 			}
 		}
@@ -53,11 +54,11 @@ func decide(all []service.Frontend, net service.Net, p packet) expected {
 	switch {
 	case f == nil && (clusterIP || toNode):
 		return expected{what: "refused"}
-	case f == nil && inAny(net.Services, p.dst.Addr()):
+	case f == nil && inAny(net.Services, p.Dst.Addr()):
 		return expected{what: "dropped"}
 	case f == nil:
 		return expected{what: "passed"}
-	case f.Filtered && !inAny(f.Sources, p.src.Addr()):
+	case f.Filtered && !inAny(f.Sources, p.Src.Addr()):
 		return expected{what: "dropped"}
 	}
 	inside := f.Masquerade == service.MasqueradeNone && (fromPod || fromNode)
@@ -87,16 +88,16 @@ func decide(all []service.Frontend, net service.Net, p packet) expected {
 }
 
 // judge compares a packet's fate with what was expected, "" when it is right.
-func judge(p packet, e expected, f fate) string {
-	own := packetNode[p.dst.Addr().Is4()]
+func judge(p wire.Packet, e expected, f wire.Fate) string {
+	own := wire.Own(p.Dst.Addr().Is4())
 	got := "dropped"
 	switch {
-	case f.refused:
+	case f.Refused:
 		got = "refused"
-	case f.sent != nil && f.sent.dst == p.dst:
+	case f.Sent != nil && f.Sent.Dst == p.Dst:
 		got = "passed"
-	case f.sent != nil:
-		got = fmt.Sprintf("translated to %s, from %s", f.sent.dst, f.sent.src)
+	case f.Sent != nil:
+		got = fmt.Sprintf("translated to %s, from %s", f.Sent.Dst, f.Sent.Src)
 	}
 	if e.what != "translated" {
 		if got != e.what {
@@ -104,11 +105,11 @@ func judge(p packet, e expected, f fate) string {
 		}
 		return ""
 	}
-	if f.sent == nil || !slices.Contains(e.backends, f.sent.dst) {
+	if f.Sent == nil || !slices.Contains(e.backends, f.Sent.Dst) {
 		return fmt.Sprintf("%s, want it translated to one of %v", got, e.backends)
 	}
-	masked := e.masked || f.sent.dst.Addr() == p.src.Addr()
-	if kept := f.sent.src == p.src; masked != slices.Contains(own, f.sent.src.Addr()) || !masked && !kept {
+	masked := e.masked || f.Sent.Dst.Addr() == p.Src.Addr()
+	if kept := f.Sent.Src == p.Src; masked != slices.Contains(own, f.Sent.Src.Addr()) || !masked && !kept {
 		return fmt.Sprintf("%s, want source masqueraded: %v", got, masked)
 	}
 	return ""
@@ -187,8 +188,8 @@ func (w world) frontend() service.Frontend {
 
 func (w world) net() service.Net {
 	p := netip.MustParsePrefix
-	n := service.Net{LocalPods: []netip.Prefix{packetPods, packetPods6}, Services: []netip.Prefix{p("10.96.0.0/16"), p("fd00:10:96::/112")},
-		ClusterPods: []netip.Prefix{packetPods, p("10.244.2.0/24"), packetPods6, p("fd00:10:244:2::/64")},
+	n := service.Net{LocalPods: []netip.Prefix{wire.Pods, wire.Pods6}, Services: []netip.Prefix{p("10.96.0.0/16"), p("fd00:10:96::/112")},
+		ClusterPods: []netip.Prefix{wire.Pods, p("10.244.2.0/24"), wire.Pods6, p("fd00:10:244:2::/64")},
 		NodePorts:   []netip.Prefix{p("0.0.0.0/0"), p("::/0")}}
 	if w.IntN(3) == 0 {
 		n.NodePorts = []netip.Prefix{p("10.244.0.0/16"), p("2001:db8::/64")}
@@ -200,17 +201,17 @@ func (w world) net() service.Net {
 }
 
 // packet makes one that is likely to meet a frontend.
-func (w world) packet(all []service.Frontend, port uint16) packet {
-	p := packet{protocol: pick(w, model.TCP, model.UDP)}
+func (w world) packet(all []service.Frontend, port uint16) wire.Packet {
+	p := wire.Packet{Protocol: pick(w, wire.TCP, wire.UDP)}
 	var dst netip.Addr
 	var number uint16
 	if len(all) > 0 && w.IntN(8) > 0 {
 		f := pick(w, all...)
-		p.protocol, dst, number = f.Protocol, f.Addr, f.Port
+		p.Protocol, dst, number = uint8(f.Protocol), f.Addr, f.Port
 		if f.Kind == service.NodePort {
-			dst = pick(w, packetNode[f.Addr.Is4()]...)
+			dst = pick(w, wire.Own(f.Addr.Is4())...)
 		}
-		if w.IntN(8) == 0 && p.protocol != model.SCTP { // the kernel's own answer to SCTP is that it has no such protocol
+		if w.IntN(8) == 0 && p.Protocol != wire.SCTP { // the kernel's own answer to SCTP is that it has no such protocol
 			number++
 		}
 	} else {
@@ -220,7 +221,7 @@ func (w world) packet(all []service.Frontend, port uint16) packet {
 	if !dst.Is4() {
 		src = []string{"2001:db8::1", "2001:db8::50", "2001:db8:51::7", "fd09::9", "fd00:10:244:1::11", "fd00:10:244:1::12", "fd00:10:244:2::11"}
 	}
-	p.src, p.dst = netip.AddrPortFrom(netip.MustParseAddr(pick(w, src...)), port), netip.AddrPortFrom(dst, number)
+	p.Src, p.Dst = netip.AddrPortFrom(netip.MustParseAddr(pick(w, src...)), port), netip.AddrPortFrom(dst, number)
 	return p
 }
 
@@ -254,7 +255,7 @@ func TestPackets(t *testing.T) {
 
 func runPackets(t *testing.T, seed int64, construct func(*slog.Logger) (service.Dataplane, error)) {
 	w := world{rand.New(rand.NewPCG(uint64(seed), 11))}
-	r := packetRun{packetLab: newPacketLab(t), world: w, memory: map[string][]netip.AddrPort{}, before: map[string][]netip.AddrPort{}}
+	r := packetRun{Node: wire.New(t), world: w, t: t, memory: map[string][]netip.AddrPort{}, before: map[string][]netip.AddrPort{}}
 	r.construct(construct)
 	all, net := w.table(25), w.net()
 	r.do("Replace", func() error { return r.plane.Replace(all, net) })
@@ -270,8 +271,9 @@ func runPackets(t *testing.T, seed int64, construct func(*slog.Logger) (service.
 }
 
 type packetRun struct {
-	*packetLab
+	*wire.Node
 	world
+	t      *testing.T
 	plane  service.Dataplane
 	memory map[string][]netip.AddrPort // session and client → where it went since the last change, the last behind
 	before map[string][]netip.AddrPort // and before that
@@ -284,7 +286,7 @@ func (r *packetRun) construct(construct func(*slog.Logger) (service.Dataplane, e
 
 func (r *packetRun) do(what string, step func() error) {
 	r.t.Helper()
-	if err := r.node.Do(step); err != nil {
+	if err := r.Do(step); err != nil {
 		r.t.Fatalf("%s: %v", what, err)
 	}
 }
@@ -335,17 +337,17 @@ func (r *packetRun) check(when string, all []service.Frontend, net service.Net, 
 		p := r.packet(all, 2000+r.ports)
 		for range 1 + r.IntN(3) { // again, from another port of the client
 			r.ports++
-			p.src = netip.AddrPortFrom(p.src.Addr(), 2000+r.ports)
+			p.Src = netip.AddrPortFrom(p.Src.Addr(), 2000+r.ports)
 			e := decide(all, net, p)
 			session := r.remembered(all, net, p, &e)
-			f := r.send(p)
+			f := r.Send(p)
 			if wrong := judge(p, e, f); wrong != "" {
-				r.t.Fatalf("%s: %s %s → %s was %s\ntable:\n%s\nnet: %+v\nrules:\n%s", when, p.protocol, p.src, p.dst, wrong, printTable(all), net,
-					(&dpLab{node: &dpHost{NS: r.node}}).rules(r.t))
+				r.t.Fatalf("%s: %s %s → %s was %s\ntable:\n%s\nnet: %+v\nrules:\n%s", when, model.Protocol(p.Protocol), p.Src, p.Dst, wrong, printTable(all), net,
+					(&dpLab{node: &dpHost{NS: r.NS}}).rules(r.t))
 			}
-			if session != "" && f.sent != nil {
-				earlier := slices.DeleteFunc(r.memory[session], func(b netip.AddrPort) bool { return b == f.sent.dst })
-				r.memory[session] = append(earlier, f.sent.dst)
+			if session != "" && f.Sent != nil {
+				earlier := slices.DeleteFunc(r.memory[session], func(b netip.AddrPort) bool { return b == f.Sent.Dst })
+				r.memory[session] = append(earlier, f.Sent.Dst)
 			}
 		}
 	}
@@ -354,16 +356,16 @@ func (r *packetRun) check(when string, all []service.Frontend, net service.Net, 
 // remembered leaves of the backends those that the client has been sent to before, if the service
 // port keeps clients and the last of them is usable here. Where it is not, it is forgotten, and whether a mode
 // knows earlier ones is not promised.
-func (r *packetRun) remembered(all []service.Frontend, net service.Net, p packet, e *expected) (session string) {
+func (r *packetRun) remembered(all []service.Frontend, net service.Net, p wire.Packet, e *expected) (session string) {
 	for i := range all {
 		f := &all[i]
-		if f.Affinity == 0 || e.what != "translated" || f.Protocol != p.protocol || f.Port != p.dst.Port() {
+		if f.Affinity == 0 || e.what != "translated" || uint8(f.Protocol) != p.Protocol || f.Port != p.Dst.Port() {
 			continue
 		}
 		if one := decide(all[i:i+1], net, p); one.what != "translated" {
 			continue
 		}
-		session = f.SessionName() + " " + p.src.Addr().String()
+		session = f.SessionName() + " " + p.Src.Addr().String()
 		var left []netip.AddrPort
 		for _, b := range r.memory[session] {
 			if slices.Contains(e.backends, b) {

@@ -111,6 +111,13 @@ var dataplanes = []struct {
 	{"iptables", newIPTables},
 }
 
+// NewDataplane opens the renderer of a service mode ("auto", "nftables", "iptables") in the network
+// namespace of the calling thread, for programs that have no API server to watch. Nothing is changed yet.
+func NewDataplane(mode string, log *slog.Logger) (service.Dataplane, error) {
+	dp, _, err := chooseDataplane(mode, log)
+	return dp, err
+}
+
 // chooseDataplane returns the renderer for the mode, and why others before it in the list were refused.
 func chooseDataplane(mode string, log *slog.Logger) (chosen service.Dataplane, refused string, err error) {
 	var reasons []string
