@@ -92,6 +92,7 @@ func upCommand() *cobra.Command {
 	f.StringVar(&o.Backend, "backend", backends[0], "how pods reach other nodes: "+strings.Join(backends, ", "))
 	f.StringVar(&o.ServiceMode, "service-mode", serviceModes[0], "how services are translated: "+strings.Join(serviceModes, ", "))
 	f.StringArrayVar(&o.AgentSettings, "agent-setting", nil, "'NAME: VALUE' for the agents, as in their file of settings; may be repeated")
+	f.IntVar(&o.Links, "links", 1, "spread the nodes over this many networks, with a router between these")
 	f.DurationVar(&o.Timeout, "timeout", defaultTimeout, "give up waiting after this long")
 	f.StringVar(&o.Corefile, "corefile", "", "CoreDNS's configuration (default: Corefile.example beside the folder of the binaries)")
 	f.StringVar(&o.BinDir, "bin-dir", "", "folder of netagent, coredns and braid (default: that of this program)")

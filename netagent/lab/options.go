@@ -30,6 +30,7 @@ type Options struct {
 	Family      string        `json:"family"`
 	Backend     string        `json:"backend"`
 	ServiceMode string        `json:"serviceMode"`
+	Links       int           `json:"links"` // networks between the nodes, with a router between these
 	Timeout     time.Duration `json:"timeout"`
 	BinDir      string        `json:"binDir"`    // holds netagent, coredns, braid
 	Corefile    string        `json:"corefile"`  // configuration of the nodes' CoreDNS
@@ -65,6 +66,9 @@ func (o *Options) validate() error {
 		if name, _, ok := strings.Cut(s, ":"); !ok || strings.TrimSpace(name) == "" {
 			return fmt.Errorf("--agent-setting %q: write it as in a file of settings, such as 'masquerade-all: true'", s)
 		}
+	}
+	if o.Links < 1 || o.Links > o.Nodes {
+		return fmt.Errorf("--links %d: use 1 to the number of nodes", o.Links)
 	}
 	if o.Timeout <= 0 {
 		return fmt.Errorf("--timeout %s: must be longer than zero", o.Timeout)
@@ -121,29 +125,48 @@ func loadOptions(name string) (*Options, error) {
 // family holds the addresses a lab uses in one address family. All address arithmetic of the lab
 // is here.
 type family struct {
-	ip          string       // IPv4 or IPv6, as EndpointSlices and Services spell it
-	underlay    netip.Prefix // the network between the nodes
-	gateway     netip.Addr   // the underlay's own address: the nodes' default gateway
-	outside     netip.Addr   // a host of the outside world
-	dns         netip.Addr   // ClusterIP of kube-dns
+	ip          string     // IPv4 or IPv6, as EndpointSlices and Services spell it
+	underlays   string     // fmt of a network between nodes, given the link's number + 77
+	outside     netip.Addr // a host of the outside world
+	dns         netip.Addr // ClusterIP of kube-dns
 	serviceCIDR netip.Prefix
 	balancers   netip.Prefix // load-balancer addresses: the outside world sends them to the nodes
 	pods        string       // fmt of a node's pod CIDR, given the node's number
-	node        string       // fmt of a node's address, given the node's number + 10
+}
+
+// underlay is the network between the nodes of one link, counted from 0.
+func (f family) underlay(link int) netip.Prefix {
+	return netip.MustParsePrefix(fmt.Sprintf(f.underlays, 77+link))
+}
+
+// gateway is the underlay's own address, its first: the nodes' default gateway.
+func (f family) gateway(link int) netip.Addr { return f.underlay(link).Addr().Next() }
+
+// host is an address of a link, by the number that ends it, which is at most 99 and shown in decimal.
+func (f family) host(link, number int) netip.Addr {
+	a := f.underlay(link).Addr()
+	if a.Is4() {
+		raw := a.As4()
+		raw[3] = byte(number)
+		return netip.AddrFrom4(raw)
+	}
+	raw := a.As16()
+	raw[15] = byte(number/10<<4 | number%10)
+	return netip.AddrFrom16(raw)
 }
 
 var (
 	ipv4 = family{
-		ip: "IPv4", underlay: netip.MustParsePrefix("192.168.77.0/24"), gateway: netip.MustParseAddr("192.168.77.1"),
+		ip: "IPv4", underlays: "192.168.%d.0/24",
 		outside: netip.MustParseAddr("203.0.113.10"), dns: netip.MustParseAddr("10.96.0.10"),
 		serviceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
-		balancers:   netip.MustParsePrefix("198.51.100.0/24"), pods: "10.244.%d.0/24", node: "192.168.77.%d",
+		balancers:   netip.MustParsePrefix("198.51.100.0/24"), pods: "10.244.%d.0/24",
 	}
 	ipv6 = family{
-		ip: "IPv6", underlay: netip.MustParsePrefix("fd77::/64"), gateway: netip.MustParseAddr("fd77::1"),
+		ip: "IPv6", underlays: "fd%d::/64",
 		outside: netip.MustParseAddr("2001:db8:99::10"), dns: netip.MustParseAddr("fd00:10:96::a"),
 		serviceCIDR: netip.MustParsePrefix("fd00:10:96::/112"),
-		balancers:   netip.MustParsePrefix("2001:db8:51::/112"), pods: "fd00:10:244:%d::/64", node: "fd77::%d",
+		balancers:   netip.MustParsePrefix("2001:db8:51::/112"), pods: "fd00:10:244:%d::/64",
 	}
 )
 
@@ -161,6 +184,7 @@ func (o *Options) families() []family {
 // node is one machine of the lab.
 type node struct {
 	name string
+	link int            // which of the underlay's links it hangs on
 	ips  []netip.Addr   // one per family
 	pods []netip.Prefix // one per family
 }
@@ -169,9 +193,9 @@ func (o *Options) nodes() []node {
 	out := make([]node, o.Nodes)
 	for i := range out {
 		n := i + 1
-		out[i].name = fmt.Sprintf("n%d", n)
+		out[i].name, out[i].link = fmt.Sprintf("n%d", n), i*o.Links/o.Nodes
 		for _, f := range o.families() {
-			out[i].ips = append(out[i].ips, netip.MustParseAddr(fmt.Sprintf(f.node, 10+n)))
+			out[i].ips = append(out[i].ips, f.host(out[i].link, 10+n))
 			out[i].pods = append(out[i].pods, netip.MustParsePrefix(fmt.Sprintf(f.pods, n)))
 		}
 	}

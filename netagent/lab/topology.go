@@ -10,12 +10,14 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/braidnet/braid/internal/kernel/sysctl"
 )
 
-const (
-	bridgeName = "br0"
-	nodeIf     = "eth0"
-)
+const nodeIf = "eth0"
+
+// bridgeName names the switch of one of the underlay's links.
+func bridgeName(link int) string { return fmt.Sprintf("br%d", link) }
 
 // buildTopology makes the underlay and the nodes' namespaces with their wires, addresses and
 // default routes. A failure leaves what was made: `down` removes it by name.
@@ -26,16 +28,15 @@ func buildTopology(o *Options) error {
 		return err
 	}
 	defer outside.close()
-	bridge, err := outside.bridge(o.families())
-	if err != nil {
+	if err := outside.underlay(o); err != nil {
 		return fmt.Errorf("underlay: %w", err)
 	}
 	for _, n := range o.nodes() {
-		if err := buildNode(o, &n, outside, bridge); err != nil {
+		if err := buildNode(o, &n, outside); err != nil {
 			return fmt.Errorf("node %s: %w", n.name, err)
 		}
 	}
-	if err := outside.balance(o, bridge); err != nil {
+	if err := outside.balance(o); err != nil {
 		return fmt.Errorf("underlay: %w", err)
 	}
 	return nil
@@ -106,38 +107,59 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// bridge makes the switch the nodes hang on. The namespace plays the outside too, so it also
-// has addresses which the nodes reach only over their default route.
-func (s *space) bridge(fams []family) (netlink.Link, error) {
-	snooping := false // nobody asks for group members here, so snooping could only lose multicast
-	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName}, MulticastSnooping: &snooping}
-	if err := s.nl.LinkAdd(br); err != nil {
-		return nil, hint(fmt.Errorf("add bridge: %w", err), "bridge")
-	}
-	if err := s.up(bridgeName); err != nil {
-		return nil, err
-	}
-	for _, f := range fams {
-		if err := s.address(bridgeName, netip.PrefixFrom(f.gateway, f.underlay.Bits())); err != nil {
-			return nil, err
+// underlay makes the switches the nodes hang on. The namespace routes between these, and it plays the
+// outside too, so it also has addresses which the nodes reach only over their default route.
+func (s *space) underlay(o *Options) error {
+	for link := range o.Links {
+		if err := s.bridge(o, link); err != nil {
+			return err
 		}
+	}
+	for _, f := range o.families() {
 		if err := s.address("lo", netip.PrefixFrom(f.outside, f.outside.BitLen())); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	link, err := s.nl.LinkByName(bridgeName)
-	if err != nil {
-		return nil, fmt.Errorf("find bridge: %w", err)
+	if o.Links == 1 {
+		return nil
 	}
-	return link, nil
+	return inNS(nsPath(s.name), func() error {
+		for _, f := range o.families() {
+			if _, err := sysctl.Set(sysctl.Forwarding(f.outside.Is4()), "1"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (s *space) bridge(o *Options, link int) error {
+	snooping := false // nobody asks for group members here, so snooping could only lose multicast
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName(link)}, MulticastSnooping: &snooping}
+	if err := s.nl.LinkAdd(br); err != nil {
+		return hint(fmt.Errorf("add bridge: %w", err), "bridge")
+	}
+	if err := s.up(br.Name); err != nil {
+		return err
+	}
+	for _, f := range o.families() {
+		if err := s.address(br.Name, netip.PrefixFrom(f.gateway(link), f.underlay(link).Bits())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // balance plays the load balancer of a cloud: what the outside sends to a load-balancer address goes
 // to one of the nodes, chosen per connection.
-func (s *space) balance(o *Options, bridge netlink.Link) error {
+func (s *space) balance(o *Options) error {
 	for i, f := range o.families() {
 		r := &netlink.Route{Dst: ipNet(f.balancers)}
 		for _, n := range o.nodes() {
+			bridge, err := s.nl.LinkByName(bridgeName(n.link))
+			if err != nil {
+				return fmt.Errorf("find the switch of node %s: %w", n.name, err)
+			}
 			r.MultiPath = append(r.MultiPath, &netlink.NexthopInfo{LinkIndex: bridge.Attrs().Index, Gw: n.ips[i].AsSlice()})
 		}
 		if err := s.nl.RouteAdd(r); err != nil {
@@ -149,7 +171,7 @@ func (s *space) balance(o *Options, bridge netlink.Link) error {
 
 // buildNode makes one node's namespace. Its veth pair is created inside the namespaces, so that no
 // end of it ever shows among the machine's own links.
-func buildNode(o *Options, n *node, outside *space, bridge netlink.Link) error {
+func buildNode(o *Options, n *node, outside *space) error {
 	s, err := newNS(o.paths().nodeNS(n.name))
 	if err != nil {
 		return err
@@ -165,7 +187,7 @@ func buildNode(o *Options, n *node, outside *space, bridge netlink.Link) error {
 	if err != nil {
 		return fmt.Errorf("find the underlay end of its veth: %w", err)
 	}
-	if err := outside.nl.LinkSetMaster(port, bridge); err != nil {
+	if err := outside.nl.LinkSetMaster(port, &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName(n.link)}}); err != nil {
 		return fmt.Errorf("attach its veth to the bridge: %w", err)
 	}
 	if err := outside.up(n.name); err != nil {
@@ -175,10 +197,10 @@ func buildNode(o *Options, n *node, outside *space, bridge netlink.Link) error {
 		return err
 	}
 	for i, f := range o.families() {
-		if err := s.address(nodeIf, netip.PrefixFrom(n.ips[i], f.underlay.Bits())); err != nil {
+		if err := s.address(nodeIf, netip.PrefixFrom(n.ips[i], f.underlay(n.link).Bits())); err != nil {
 			return err
 		}
-		if err := s.defaultRoute(f.gateway); err != nil {
+		if err := s.defaultRoute(f.gateway(n.link)); err != nil {
 			return err
 		}
 	}

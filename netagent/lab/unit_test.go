@@ -50,7 +50,7 @@ func TestNamespaceNamesAreDistinct(t *testing.T) {
 }
 
 func TestOptionsNameTheFault(t *testing.T) {
-	good := Options{Name: "x", Nodes: 3, Family: "dual", Backend: "vxlan", ServiceMode: "auto", Timeout: 1}
+	good := Options{Name: "x", Nodes: 3, Family: "dual", Backend: "vxlan", ServiceMode: "auto", Links: 1, Timeout: 1}
 	if err := good.validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestOptionsNameTheFault(t *testing.T) {
 }
 
 func TestNodesHaveTheirOwnAddresses(t *testing.T) {
-	o := Options{Nodes: maxNodes, Family: "dual"}
+	o := Options{Nodes: maxNodes, Family: "dual", Links: 3}
 	seen := map[string]string{}
 	for _, n := range o.nodes() {
 		obj := n.object(o.Created)
@@ -81,8 +81,8 @@ func TestNodesHaveTheirOwnAddresses(t *testing.T) {
 			t.Errorf("node %s: %+v, %+v", n.name, obj.Spec, obj.Status.Addresses)
 		}
 		for i, f := range o.families() {
-			if !f.underlay.Contains(n.ips[i]) || n.ips[i] == f.gateway {
-				t.Errorf("node %s has %s, which is not its own in %s", n.name, n.ips[i], f.underlay)
+			if net := f.underlay(n.link); !net.Contains(n.ips[i]) || n.ips[i] == f.gateway(n.link) {
+				t.Errorf("node %s has %s, which is not its own in %s", n.name, n.ips[i], net)
 			}
 			for _, s := range []string{n.ips[i].String(), n.pods[i].Masked().String()} {
 				if other, dup := seen[s]; dup {

@@ -141,7 +141,7 @@ var decided = map[string]string{
 	"Services should implement NodePort and HealthCheckNodePort correctly when ExternalTrafficPolicy changes": `A decision: a
   process of a node asks its own node port, and the pod is on another node. Over VXLAN the connection gets the address of the
   VXLAN device. With the node's own the pod's reply would go past the tunnel, with a pod's address as its source, which strict
-  reverse-path filters and clouds drop. With "overlay: host-gw" the spec passes: "up --agent-setting 'overlay: host-gw'".`,
+  reverse-path filters and clouds drop. Without a tunnel the spec passes: "up --agent-setting 'direct-routing: true'".`,
 }
 
 func writeFailures(b *strings.Builder, rows []row) {
