@@ -22,7 +22,7 @@ GOTEST  := go tool gotestsum --format pkgname
 .PHONY: help
 help: ## print this text
 	@echo "Braid: names, services and pods for a Kubernetes cluster"
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build bin/coredns, bin/netagent and bin/braid
@@ -77,8 +77,13 @@ oracle: ## compare our CoreDNS with the stock one, query by query (builds the st
 	cd test/oracle && go test -v -count=1 ./...
 
 .PHONY: bench
-bench: ## run the benchmarks that exist so far
+bench: ## run the small benchmarks; bench-services measures the whole program beside its peer
 	go test -run '^$$' -bench . -benchmem ./internal/... ./netagent/... ./plugin/...
+
+# More: `make bench-services ARGS=-full`, or what `go run ./test/bench/services --help` says.
+.PHONY: bench-services
+bench-services: build deps ## measure services beside kube-proxy, both modes (root, builds kube-proxy; ARGS=-full for hours)
+	go run ./test/bench/services $(ARGS)
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck

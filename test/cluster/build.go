@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -144,8 +145,12 @@ func buildOne(ctx context.Context, o *options, p program) error {
 
 func runBuild(ctx context.Context, args []string) error {
 	o := &options{}
-	if _, err := parse(flags("build", o), o, args); err != nil {
+	only, err := parse(flags("build", o), o, args)
+	if err != nil {
 		return err
+	}
+	if len(only) > 0 {
+		return buildOnly(ctx, o, only)
 	}
 	if err := build(ctx, o, programs()...); err != nil {
 		return err
@@ -154,5 +159,21 @@ func runBuild(ctx context.Context, args []string) error {
 		return err
 	}
 	fmt.Println("programs and images are in", o.Cache)
+	return nil
+}
+
+// buildOnly makes some programs, also those that no cluster needs, and prints where they are.
+func buildOnly(ctx context.Context, o *options, names []string) error {
+	all := append(programs(), stockPrograms()...)
+	for _, name := range names {
+		i := slices.IndexFunc(all, func(p program) bool { return p.name == name })
+		if i < 0 {
+			return usageError{fmt.Errorf("there is no program %q", name)}
+		}
+		if err := build(ctx, o, all[i]); err != nil {
+			return err
+		}
+		fmt.Println(o.bin(name))
+	}
 	return nil
 }

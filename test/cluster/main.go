@@ -30,7 +30,7 @@ func commands() []command {
 	return []command{
 		{"up", "[--nodes 2] [--family v4|v6|dual] …", "start a cluster; up --help lists the settings", runUp},
 		{"down", "[--name test]", "remove every trace of it, whatever state it is in", runDown},
-		{"build", "[--cache DIR]", "build the programs and test images into the cache folder", runBuild},
+		{"build", "[--cache DIR] [PROGRAM…]", "build the programs and test images into the cache folder, or just some programs", runBuild},
 		{"load", "FILE…", "load image archives into every node", runLoad},
 		{"check", "", "run a Deployment and a Service, and ask from a pod for name, service and pods", runCheck},
 		{"faults", "[--only NAME,…]", "break things under traffic, and judge what users would notice", runFaults},

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/braidnet/braid/internal/kernel/netns/nstest"
+)
+
+func TestParseShapes(t *testing.T) {
+	got, err := parseShapes("44000x1,5000x50,1x1000a", "")
+	if err != nil || len(got) != 3 || got[0] != (shape{44000, 1, false}) || got[2] != (shape{1, 1000, true}) {
+		t.Errorf("got %v, %v", got, err)
+	}
+	if got, err := parseShapes("none", "1x1"); err != nil || got != nil {
+		t.Errorf("none: got %v, %v", got, err)
+	}
+	for _, bad := range []string{"1000", "x1", "0x1", "1x0", "1000x1b", "9000000x9"} {
+		if _, err := parseShapes(bad, ""); err == nil || !strings.Contains(err.Error(), bad) {
+			t.Errorf("%q: the error is %v", bad, err)
+		}
+	}
+}
+
+func TestPercentile(t *testing.T) {
+	var list []time.Duration
+	for i := 100; i >= 1; i-- {
+		list = append(list, time.Duration(i))
+	}
+	for p, want := range map[int]time.Duration{50: 50, 99: 99, 100: 100} {
+		if got := percentile(list, p); got != want {
+			t.Errorf("p%d of 1…100 is %d, want %d", p, got, want)
+		}
+	}
+	if got := percentile(list[:3], 99); got != 100 {
+		t.Errorf("p99 of three values is %d, want the highest", got)
+	}
+}
+
+func TestLastBefore(t *testing.T) {
+	at := func(ms int) time.Time { return time.UnixMilli(int64(ms)) }
+	seen := []time.Time{at(10), at(20), at(30)}
+	for packet, want := range map[int]int{5: 5, 20: 20, 25: 20, 99: 30} {
+		if got := lastBefore(seen, at(packet)); !got.Equal(at(want)) {
+			t.Errorf("a packet at %d found the commit of %d, want %d", packet, got.UnixMilli(), want)
+		}
+	}
+}
+
+func TestRatioIsToOursOfTheSameMode(t *testing.T) {
+	all := subjects("", "")
+	tab := newTable("x", all)
+	for _, s := range all {
+		d := 10 * time.Millisecond
+		if !s.ours {
+			d = 200 * time.Millisecond
+		}
+		if s.name == "braid iptables" {
+			d = 100 * time.Millisecond
+		}
+		tab.time(s, "row", d)
+	}
+	var out strings.Builder
+	tab.print(&out)
+	const want = "| row | 10 ms | 100 ms | 200 ms (20×) | 200 ms (20×) | 200 ms (2×) | 200 ms (2×) |"
+	if !strings.Contains(out.String(), want) {
+		t.Errorf("want the row %s in\n%s", want, out.String())
+	}
+}
+
+// The world alone: every address of the range is a pod that says who it is, and what nobody serves is
+// no answer.
+func TestWorld(t *testing.T) {
+	nstest.RequireRoot(t)
+	w, err := newWorld()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	p := &probe{client: w.client, every: time.Millisecond, port: podPort}
+	for _, pod := range []string{"10.0.0.1", "10.127.255.254"} {
+		a := netip.MustParseAddr(pod)
+		if _, err := p.await(a, 10*time.Second, by(a)); err != nil {
+			t.Errorf("pod %s: %v", pod, err)
+		}
+	}
+	if _, err := p.await(vip(0), 20*time.Millisecond, byAny); !errors.Is(err, errLimit) {
+		t.Errorf("a service that nobody serves: %v, want the time limit", err)
+	}
+	ended := make(chan struct{})
+	close(ended)
+	p.ended = ended
+	if _, err := p.await(vip(0), time.Minute, byAny); !errors.Is(err, errEnded) {
+		t.Errorf("with no program: %v", err)
+	}
+}
+
+func TestProcessorTimeAndMemory(t *testing.T) {
+	nstest.RequireRoot(t)
+	w, err := newWorld()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	dir := t.TempDir()
+	// It works for a moment, and for as long in a program that it waits for.
+	s := subject{name: "shell", argv: func(string, string) []string {
+		return []string{"sh", "-c", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; echo ready; read x </dev/zero"}
+	}}
+	p, err := s.start(w.node, "http://127.0.0.1:1", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.stop()
+	for deadline := time.Now().Add(30 * time.Second); p.last() != "ready"; {
+		if time.Now().After(deadline) {
+			t.Fatalf("it said %q", p.last())
+		}
+	}
+	used, err := p.cpu()
+	if err != nil || used <= 0 {
+		t.Errorf("processor time %v, %v", used, err)
+	}
+	now, highest, err := p.memory()
+	if err != nil || now <= 0 || highest < now {
+		t.Errorf("memory %v, at its highest %v, %v", now, highest, err)
+	}
+	if _, err := os.Stat(p.log); err != nil {
+		t.Error(err)
+	}
+}
