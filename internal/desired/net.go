@@ -44,6 +44,7 @@ type Network struct {
 	Neighs []Neigh
 	FDB    []FDB
 	Routes []Route
+	Relay  *Relay // nil unless packets are carried in user space
 }
 
 // VXLAN holds the attributes of a VXLAN device that cannot change while it exists (RFC 7348).
@@ -57,9 +58,18 @@ type VXLAN struct {
 	GBP      bool       // carry the low 16 bits of packets' marks along (Group Based Policy extension)
 }
 
-// Link is a VXLAN device, which is always wanted up.
+// LinkKind is what makes and serves a device.
+type LinkKind uint8
+
+const (
+	KindVXLAN LinkKind = iota
+	KindTUN            // made by whoever serves it in user space; it has no address of its own (MAC)
+)
+
+// Link is a device of the overlay, which is always wanted up.
 type Link struct {
 	Name   string
+	Kind   LinkKind
 	MTU    int
 	MAC    MAC
 	VXLAN  VXLAN
@@ -101,6 +111,9 @@ type FDB struct {
 
 // String prints the device as a person would ask for it.
 func (l Link) String() string {
+	if l.Kind == KindTUN {
+		return fmt.Sprintf("device %s (tun mtu %d)", l.Name, l.MTU)
+	}
 	gbp := ""
 	if l.VXLAN.GBP {
 		gbp = " gbp"
@@ -177,6 +190,9 @@ func (n *Network) Sort() {
 		return cmp.Or(cmp.Compare(a.Dev, b.Dev), slices.Compare(a.MAC[:], b.MAC[:]))
 	})
 	slices.SortFunc(n.Routes, func(a, b Route) int { return ComparePrefix(a.Dst, b.Dst) })
+	if n.Relay != nil {
+		n.Relay.sort()
+	}
 }
 
 // ComparePrefix orders prefixes by family, address, then length, so that a prefix comes right before

@@ -11,13 +11,14 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/braidnet/braid/netagent/overlay/udp"
 	"github.com/braidnet/braid/netagent/service"
 )
 
 // Service modes and overlay backends that a Config accepts.
 var (
 	ServiceModes = []string{"auto", "nftables", "iptables", "none"}
-	Overlays     = []string{"vxlan", "host-gw", "none"}
+	Overlays     = []string{"vxlan", "host-gw", "udp", "none"}
 )
 
 // Config is what `netagent run` is told. Zero values are not defaults: use DefaultConfig.
@@ -34,6 +35,7 @@ type Config struct {
 	Port        int    // VXLAN UDP port
 	GBP         bool   // VXLAN carries the marks of packets
 	Direct      bool   // VXLAN: peers on the link are reached by plain routes
+	UDPPort     int    // UDP port of overlay udp
 	ServiceMode string // one of ServiceModes
 	// MasqueradeAll, ExternalIPs (CIDRs, comma-separated) and NodePortAddresses (the same, or "primary"; empty = all)
 	// are explained at service.Config.
@@ -61,7 +63,7 @@ func DefaultConfig() Config {
 	}
 	return Config{
 		Node: strings.ToLower(host), RunDir: run, StateDir: "/var/lib/braid", CNIConfDir: "/etc/cni/net.d",
-		Overlay: "vxlan", VNI: 1, Port: 8472, ServiceMode: "auto", HTTP: "127.0.0.1:10249",
+		Overlay: "vxlan", VNI: 1, Port: 8472, UDPPort: udp.Port, ServiceMode: "auto", HTTP: "127.0.0.1:10249",
 		Conntrack: defaultConntrack, Version: "devel", Log: slog.Default(),
 	}
 }
@@ -81,6 +83,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("vni: %d is out of range: use 1 to %d", c.VNI, 1<<24-1)
 	case c.Port < 1 || c.Port > 65535:
 		return fmt.Errorf("vxlan-port: %d is out of range: use 1 to 65535", c.Port)
+	case c.UDPPort < 1 || c.UDPPort > 65535:
+		return fmt.Errorf("udp-port: %d is out of range: use 1 to 65535", c.UDPPort)
 	case c.Direct && c.Overlay != "vxlan":
 		return fmt.Errorf("direct-routing: it belongs to overlay vxlan, not to %s: leave it out", c.Overlay)
 	case c.GBP && c.Overlay != "vxlan":

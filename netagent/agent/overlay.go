@@ -21,9 +21,10 @@ import (
 
 // overlayConfig says which overlay a node runs.
 type overlayConfig struct {
-	Backend string // "vxlan" or "host-gw"
+	Backend string // "vxlan", "host-gw" or "udp"
 	Node    string // this node's name
 	VXLAN   peer.VXLAN
+	UDP     peer.UDP
 }
 
 // overlayResult is what one Sync found and did.
@@ -46,6 +47,8 @@ type podNetwork struct {
 	h     *netlink.Handle
 	ns    *netns.NS
 
+	user userPath // of backend udp
+
 	mu   sync.Mutex
 	view view // what the newest Sync wants and saw, for Watch to compare events with
 }
@@ -65,8 +68,9 @@ func newOverlay(cfg overlayConfig, store *model.Store, log *slog.Logger) (*podNe
 	return &podNetwork{cfg: cfg, store: store, log: log, h: h, ns: ns}, nil
 }
 
-// Close gives the sockets up. The kernel stays as it is.
+// Close gives the sockets up, and ends the data path of backend udp. The kernel stays as it is.
 func (o *podNetwork) Close() error {
+	o.user.close()
 	o.h.Close()
 	return o.ns.Close()
 }
@@ -102,6 +106,9 @@ func (o *podNetwork) Sync(ctx context.Context) (overlayResult, error) {
 	}
 	w := &writer{h: o.h, table: table, failed: map[string]bool{}}
 	w.forwarding(in.Self.PodCIDRs)
+	if err := o.relay(w, net.Relay); err != nil {
+		return res, fmt.Errorf("overlay: %w", err)
+	}
 	if err := w.links(net.Links); err != nil {
 		return res, fmt.Errorf("overlay: %w", err)
 	}
@@ -133,7 +140,7 @@ func (o *podNetwork) Cleanup() ([]string, error) {
 // input gathers what the plan depends on: the nodes of the store, and of the machine the devices
 // that hold this node's InternalIPs.
 func (o *podNetwork) input(t *link.Table) (overlay.Input, error) {
-	in := overlay.Input{Backend: o.cfg.Backend, Name: o.cfg.Node, VXLAN: o.cfg.VXLAN}
+	in := overlay.Input{Backend: o.cfg.Backend, Name: o.cfg.Node, VXLAN: o.cfg.VXLAN, UDP: o.cfg.UDP}
 	for _, obj := range o.store.List(model.KindNode) {
 		if n, ok := obj.(*model.Node); !ok {
 			continue

@@ -31,7 +31,7 @@ func state(t *testing.T, n *testNode) string {
 }
 
 func TestOverlaySweepsAfterRestart(t *testing.T) {
-	for _, backend := range []string{"vxlan", "host-gw"} {
+	for _, backend := range []string{"vxlan", "host-gw", "udp"} {
 		t.Run(backend, func(t *testing.T) {
 			n := newTestNet(t, backend)
 			n.syncAll(t)
@@ -70,7 +70,7 @@ func TestOverlaySwitchesBackend(t *testing.T) {
 	for _, next := range []struct {
 		backend, leftover string
 		mtu               int
-	}{{"host-gw", "braid.vx", 1500}, {"vxlan direct", "dev braid.vx", 1430}, {"vxlan", "via fd00:77::", 1430}} {
+	}{{"host-gw", "braid.vx", 1500}, {"vxlan direct", "dev braid.vx", 1430}, {"udp", "via fd00:77::", 1452}, {"vxlan", "via fd00:77::", 1430}} {
 		for _, node := range n.nodes {
 			node.start(t, n.store, next.backend)
 		}

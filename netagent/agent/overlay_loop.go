@@ -23,7 +23,7 @@ type overlayLoop struct {
 
 func newOverlayLoop(c Config, store *model.Store) (*overlayLoop, error) {
 	n, err := newOverlay(overlayConfig{Backend: c.Overlay, Node: c.Node,
-		VXLAN: peer.VXLAN{VNI: uint32(c.VNI), Port: uint16(c.Port), GBP: c.GBP, Direct: c.Direct}}, store, c.Log)
+		VXLAN: peer.VXLAN{VNI: uint32(c.VNI), Port: uint16(c.Port), GBP: c.GBP, Direct: c.Direct}, UDP: peer.UDP{Port: uint16(c.UDPPort)}}, store, c.Log)
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/overlay/peer"
+	"github.com/braidnet/braid/netagent/overlay/udp"
 )
 
 // testNode is one machine of a testNet with one pod on it.
@@ -82,17 +83,24 @@ func (n *testNet) addNode(t *testing.T, i int) *testNode {
 	return node
 }
 
-// start opens the node's overlay, as an agent does that was just started.
+// start opens the node's overlay, as an agent does that was just started; the agent before it is dead.
 // Backend "vxlan direct" is vxlan with direct routing.
 func (n *testNode) start(t *testing.T, store *model.Store, backend string) {
 	t.Helper()
+	if n.net != nil {
+		_ = n.net.Close()
+	}
 	backend, direct := strings.CutSuffix(backend, " direct")
 	n.ns.Run(t, func() (err error) {
-		n.net, err = newOverlay(overlayConfig{Backend: backend, Node: n.name, VXLAN: peer.VXLAN{VNI: 1, Port: 8472, Direct: direct}}, store, slog.New(slog.DiscardHandler))
+		n.net, err = newOverlay(overlayConfig{Backend: backend, Node: n.name, VXLAN: peer.VXLAN{VNI: 1, Port: 8472, Direct: direct}, UDP: peer.UDP{Port: udp.Port}}, store, slog.New(slog.DiscardHandler))
 		return err
 	})
 	net := n.net
-	t.Cleanup(func() { _ = net.Close() })
+	t.Cleanup(func() {
+		if n.net == net {
+			_ = net.Close()
+		}
+	})
 }
 
 // sync runs Sync on a thread in the node's namespace.
@@ -148,7 +156,7 @@ func (n *testNet) mesh(t *testing.T, mtu int) {
 }
 
 func TestOverlayConnectsPods(t *testing.T) {
-	for backend, mtu := range map[string]int{"vxlan": 1430, "vxlan direct": 1430, "host-gw": 1500} {
+	for backend, mtu := range map[string]int{"vxlan": 1430, "vxlan direct": 1430, "host-gw": 1500, "udp": 1452} {
 		t.Run(backend, func(t *testing.T) {
 			n := newTestNet(t, backend)
 			for _, node := range n.nodes {
@@ -247,7 +255,17 @@ func TestOverlayRepairs(t *testing.T) {
 		{"stray forwarding entry", []string{"bridge fdb append 00:00:00:00:00:00 dev braid.vx4 dst 192.168.77.3"}},
 		{"stray device", []string{"ip link add braid.old type vxlan id 99 dstport 4789 dev eth0"}},
 	}
-	for backend, own := range map[string][]damage{"vxlan": vxlan, "host-gw": hostgw, "vxlan direct": hostgw} {
+	user := []damage{
+		{"device deleted", []string{"ip link del braid.udp"}},
+		{"device made anew", []string{"ip link del braid.udp", "ip tuntap add braid.udp mode tun multi_queue"}},
+		{"device made anew with one queue", []string{"ip link del braid.udp", "ip tuntap add braid.udp mode tun"}},
+		{"device down", []string{"ip link set braid.udp down"}},
+		{"MTU changed", []string{"ip link set braid.udp mtu 1300"}},
+		{"own addresses deleted", []string{"ip addr flush dev braid.udp scope global"}},
+		{"foreign address added", []string{"ip addr add 10.244.2.9/32 dev braid.udp"}},
+		{"stray device", []string{"ip tuntap add braid.old mode tun"}},
+	}
+	for backend, own := range map[string][]damage{"udp": user, "vxlan": vxlan, "host-gw": hostgw, "vxlan direct": hostgw} {
 		t.Run(backend, func(t *testing.T) {
 			n := newTestNet(t, backend)
 			n.syncAll(t)

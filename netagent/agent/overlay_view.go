@@ -4,7 +4,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -108,10 +107,10 @@ func (v view) hitLink(u netlink.LinkUpdate) bool {
 	}
 	a, gone := u.Attrs(), u.Header.Type == unix.RTM_DELLINK
 	if want, ok := v.links[a.Name]; ok {
-		have, isVXLAN := link.ReadDevice(u.Link, v.name)
-		return gone || !isVXLAN || !have.Up || !desired.Same(have.Link, want)
+		have, ours := link.ReadDevice(u.Link, v.name)
+		return gone || !ours || !have.Up || !desired.Same(have.Link, want)
 	}
-	if strings.HasPrefix(a.Name, link.Prefix) && u.Type() == "vxlan" {
+	if _, ours := link.ReadDevice(u.Link, v.name); ours {
 		return !gone && len(v.ips) > 0
 	}
 	for name, s := range v.under {

@@ -42,7 +42,7 @@ func (w *writer) forwarding(cidrs []netip.Prefix) {
 func (w *writer) links(want []desired.Link) (err error) {
 	before := len(w.changes)
 	for _, l := range want {
-		done, err := link.EnsureVXLAN(w.h, w.table, l)
+		done, err := link.Ensure(w.h, w.table, l)
 		w.changes = append(w.changes, done...)
 		if err != nil {
 			w.errs = append(w.errs, err)

@@ -17,7 +17,7 @@ import (
 // Families, backends and service modes that `up` accepts.
 var (
 	families     = []string{"dual", "v4", "v6"}
-	backends     = []string{"vxlan", "host-gw"}
+	backends     = []string{"vxlan", "host-gw", "udp"}
 	serviceModes = []string{"auto", "nftables", "iptables"}
 )
 

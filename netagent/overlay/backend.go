@@ -1,6 +1,6 @@
 // Package overlay plans how pods of this node reach pods of other nodes. It is pure: nodes of the
 // cluster and facts about the machine in, devices, routes, neighbour and forwarding entries out.
-// Each backend (vxlan, hostgw) is one function over input that was checked here.
+// Each backend (vxlan, hostgw, udp) is one function over input that was checked here.
 //
 // Node objects are written by their nodes, so what a peer says of itself is not trusted: a pod CIDR
 // that overlaps another node's or holds a node's address is refused, never half applied, and each
@@ -19,6 +19,7 @@ import (
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/overlay/hostgw"
 	"github.com/braidnet/braid/netagent/overlay/peer"
+	"github.com/braidnet/braid/netagent/overlay/udp"
 	"github.com/braidnet/braid/netagent/overlay/vxlan"
 )
 
@@ -33,12 +34,13 @@ type (
 
 // Input is everything a plan depends on.
 type Input struct {
-	Backend   string        // "vxlan" or "host-gw"
+	Backend   string        // "vxlan", "host-gw" or "udp"
 	Name      string        // this node's name
 	Self      *model.Node   // nil when the cluster does not know the node
 	Peers     []*model.Node // the other nodes, in any order
 	Underlays []Underlay    // at most one per family
 	VXLAN     peer.VXLAN    // of backend vxlan
+	UDP       peer.UDP      // of backend udp
 }
 
 type backend struct {
@@ -49,6 +51,7 @@ type backend struct {
 var backends = map[string]backend{
 	"vxlan":   {vxlan.Plan, vxlan.MTU},
 	"host-gw": {hostgw.Plan, hostgw.MTU},
+	"udp":     {udp.Plan, udp.MTU},
 }
 
 // Plan returns what the kernel of this node should hold, sorted, and notes, sorted, on everything
@@ -109,7 +112,7 @@ func prepare(in Input) (b backend, self peer.Self, peers []peer.Peer, notes []No
 	}
 	switch {
 	case !known:
-		block("unknown overlay backend %q: use vxlan or host-gw", in.Backend)
+		block("unknown overlay backend %q: use vxlan, host-gw or udp", in.Backend)
 	case in.Self == nil:
 		block("the cluster has no Node of this name: is it what `kubectl get nodes` prints?")
 	case len(in.Self.InternalIPs) == 0:
@@ -122,7 +125,7 @@ func prepare(in Input) (b backend, self peer.Self, peers []peer.Peer, notes []No
 	}
 	c := newCheck(in)
 	self = peer.Self{Name: in.Name, Origin: in.Self.Origin.String(), MAC: c.macs[in.Self], CIDRs: c.good[in.Self],
-		Underlays: slices.Clone(in.Underlays), VXLAN: in.VXLAN}
+		Underlays: slices.Clone(in.Underlays), VXLAN: in.VXLAN, UDP: in.UDP}
 	slices.SortFunc(self.Underlays, func(a, b Underlay) int { return a.Addr.Compare(b.Addr) })
 	c.self(self)
 	for _, n := range c.nodes {

@@ -38,7 +38,7 @@ func Dump[T any](read func() (T, error)) (list T, err error) {
 
 // Table is one reading of a namespace's links.
 type Table struct {
-	Ours []Device // VXLAN devices whose name begins with Prefix
+	Ours []Device // of the overlay: those of our kinds whose name begins with Prefix
 
 	names map[int]string
 	links map[string]netlink.Link
@@ -56,8 +56,8 @@ func ReadTable(h *netlink.Handle) (*Table, error) {
 		t.links[l.Attrs().Name] = l
 	}
 	for _, l := range list {
-		if vx, ok := l.(*netlink.Vxlan); ok && strings.HasPrefix(l.Attrs().Name, Prefix) {
-			t.Ours = append(t.Ours, t.device(vx))
+		if d, ok := ReadDevice(l, t.Name); ok {
+			t.Ours = append(t.Ours, d)
 		}
 	}
 	slices.SortFunc(t.Ours, func(a, b Device) int { return strings.Compare(a.Name, b.Name) })

@@ -51,7 +51,7 @@ func TestEnsureVXLAN(t *testing.T) {
 			want := wanted(name, local)
 			ensure := func() []string {
 				t.Helper()
-				done, err := link.EnsureVXLAN(h, table(t, h), want)
+				done, err := link.Ensure(h, table(t, h), want)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -103,7 +103,7 @@ func TestEnsureVXLANErrors(t *testing.T) {
 		{wanted("braid.vx6", "2001:db8::1"), "--vni"},
 		{far, "no device eth9"},
 	} {
-		done, err := link.EnsureVXLAN(h, table(t, h), tc.want)
+		done, err := link.Ensure(h, table(t, h), tc.want)
 		if err == nil || !strings.Contains(err.Error(), tc.text) || len(done) != 0 {
 			t.Errorf("%s: done %q, error %v, want %q in it", tc.want.Name, done, err, tc.text)
 		}
@@ -115,7 +115,7 @@ func TestEnsureVXLANErrors(t *testing.T) {
 
 func TestAddresses(t *testing.T) {
 	_, h := machine(t)
-	if _, err := link.EnsureVXLAN(h, table(t, h), wanted("braid.vx4", "192.0.2.1")); err != nil {
+	if _, err := link.Ensure(h, table(t, h), wanted("braid.vx4", "192.0.2.1")); err != nil {
 		t.Fatal(err)
 	}
 	tab := table(t, h)

@@ -31,6 +31,7 @@ type Self struct {
 	CIDRs     []netip.Prefix // own pod CIDRs, at most one per family
 	Underlays []Underlay     // at most one per family
 	VXLAN     VXLAN
+	UDP       UDP
 }
 
 // VXLAN holds the settings of the backend of that name.
@@ -39,6 +40,11 @@ type VXLAN struct {
 	Port   uint16 // UDP port
 	GBP    bool   // carry packets' marks between nodes; all nodes alike
 	Direct bool   // reach peers on the link by plain routes
+}
+
+// UDP holds the settings of the backend of that name.
+type UDP struct {
+	Port uint16 // of all nodes
 }
 
 // Underlay returns the underlay of a family, and whether there is one.

@@ -1,0 +1,135 @@
+package tun
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxReceive = 8 // messages at once
+	receiveLen = 1 << 16
+)
+
+// receiver takes datagrams of other nodes from one socket and hands their packets to the kernel.
+type receiver struct {
+	path   *Path
+	sock   syscall.RawConn
+	merger *merger
+
+	buffers  []byte
+	msgs     [maxReceive]mmsghdr
+	names    [maxReceive]sockaddr
+	controls [maxReceive]groupControl
+	iov      [maxReceive]unix.Iovec
+	n        int
+	err      error
+	read     func(fd uintptr) bool
+}
+
+func newReceiver(p *Path, sock, tun *os.File) (r *receiver, err error) {
+	r = &receiver{path: p, buffers: make([]byte, maxReceive*receiveLen)}
+	r.read = r.fill
+	if r.sock, err = sock.SyscallConn(); err != nil {
+		return nil, err
+	}
+	w, err := newTunWriter(p, tun)
+	if err != nil {
+		return nil, err
+	}
+	f := Features(p.features.Load())
+	r.merger = newMerger(f&MergeTCP != 0, f&MergeUDP != 0, w.write)
+	return r, nil
+}
+
+// run works until the path is closed.
+func (r *receiver) run() error {
+	for {
+		if err := r.sock.Read(r.read); err != nil {
+			return err
+		}
+		if r.err != nil {
+			return r.err
+		}
+		t := r.path.table.Load()
+		for i := range r.n {
+			m := &r.msgs[i]
+			b := r.buffers[i*receiveLen:][:m.n]
+			r.message(t, r.names[i].addrPort(), b, r.controls[i].received(uint64(m.Controllen), len(b)))
+		}
+		r.merger.flush()
+	}
+}
+
+// fill receives what is there, and reports false when nothing is.
+func (r *receiver) fill(fd uintptr) bool {
+	for i := range r.msgs {
+		r.iov[i] = iovec(r.buffers[i*receiveLen:][:receiveLen])
+		m := &r.msgs[i]
+		m.Iov = &r.iov[i]
+		m.SetIovlen(1)
+		m.Name, m.Namelen = (*byte)(unsafe.Pointer(&r.names[i].raw)), unix.SizeofSockaddrInet6
+		r.controls[i] = groupControl{}
+		m.Control = (*byte)(unsafe.Pointer(&r.controls[i]))
+		m.SetControllen(int(unsafe.Sizeof(r.controls[i])))
+	}
+	for {
+		r.n, r.err = recvmmsg(int(fd), r.msgs[:])
+		switch {
+		case errors.Is(r.err, unix.EAGAIN):
+			return false
+		case errors.Is(r.err, unix.EINTR):
+			continue
+		case errors.Is(r.err, unix.ECONNREFUSED) || errors.Is(r.err, unix.EHOSTUNREACH) || errors.Is(r.err, unix.ENETUNREACH):
+			continue // about something that was sent, not about the socket
+		}
+		return true
+	}
+}
+
+// message takes what came from one address: datagrams of size bytes, but that the last may be shorter.
+// Whatever anybody on the network sends ends up here.
+func (r *receiver) message(t *table, from netip.AddrPort, b []byte, size int) {
+	c := &r.path.counters
+	c.receivedBytes.Add(uint64(len(b)))
+	node := t.nodes[from.Addr()]
+	if node == nil || from.Port() != r.path.relay.Port {
+		c.stranger.Add(1)
+		return
+	}
+	for len(b) > 0 {
+		n := min(size, len(b))
+		r.packet(t, node, b[:n])
+		b = b[n:]
+	}
+}
+
+// packet hands one packet to the merger, when it is one that this node may have sent to us.
+func (r *receiver) packet(t *table, node *hop, b []byte) {
+	c := &r.path.counters
+	c.received.Add(1)
+	p, err := checkIP(b)
+	switch {
+	case err != nil:
+		c.malformed.Add(1)
+	case !contains(node.from, source(p)):
+		c.spoofed.Add(1)
+	case !contains(t.pods, destination(p)):
+		c.misdirected.Add(1)
+	default:
+		r.merger.add(p)
+	}
+}
+
+// writev is writev(2).
+func writev(fd int, iov []unix.Iovec) error {
+	_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
