@@ -42,6 +42,7 @@ type Config struct {
 	MasqueradeAll     bool
 	ExternalIPs       string
 	NodePortAddresses string
+	DetectLocal       DetectLocal
 	HTTP              string // host:port of health and metrics; empty = off
 	HealthzBind       string // host:port of what kube-proxy's health port answers; empty = off
 	Conntrack         ConntrackConfig
@@ -103,6 +104,9 @@ func (c *Config) Validate() error {
 func (c *Config) services() (service.Config, error) {
 	out := service.Config{Node: c.Node, MasqueradeAll: c.MasqueradeAll}
 	var err error
+	if out.Local, err = c.DetectLocal.local(); err != nil {
+		return out, err
+	}
 	if out.ExternalIPs, err = prefixes(c.ExternalIPs); err != nil {
 		return out, fmt.Errorf("external-ips: %w", err)
 	}

@@ -32,3 +32,37 @@ func TestServiceSettings(t *testing.T) {
 		}
 	}
 }
+
+func TestDetectLocalSettings(t *testing.T) {
+	for _, tc := range []struct {
+		set  DetectLocal
+		want string // the planner's setting, or part of the error
+	}{
+		{DetectLocal{}, "{[]  false}"},
+		{DetectLocal{Mode: "NodeCIDR"}, "{[]  false}"},
+		{DetectLocal{ClusterCIDR: "10.244.0.7/16,fd00:10:244::/48"}, "{[10.244.0.0/16 fd00:10:244::/48]  false}"},
+		{DetectLocal{Mode: "ClusterCIDR", ClusterCIDR: "10.244.0.0/16"}, "{[10.244.0.0/16]  false}"},
+		{DetectLocal{Mode: "BridgeInterface", Bridge: "cni0"}, "{[] cni0 false}"},
+		{DetectLocal{Mode: "InterfaceNamePrefix", Prefix: "cali"}, "{[] cali true}"},
+		{DetectLocal{Mode: "clustercidr"}, `detect-local-mode: unknown mode "clustercidr": use one of ClusterCIDR, NodeCIDR, `},
+		{DetectLocal{Mode: "ClusterCIDR"}, "cluster-cidr: detect-local-mode ClusterCIDR needs it"},
+		{DetectLocal{ClusterCIDR: "10.244.0.0"}, "{[10.244.0.0/32]  false}"},
+		{DetectLocal{ClusterCIDR: "10.244/16"}, `cluster-cidr: "10.244/16" is no address range`},
+		{DetectLocal{Mode: "NodeCIDR", ClusterCIDR: "10.244.0.0/16"}, "cluster-cidr: counts for nothing with detect-local-mode NodeCIDR"},
+		{DetectLocal{Bridge: "cni0"}, "pod-bridge-interface: counts for nothing with detect-local-mode NodeCIDR: leave it out, or use BridgeInterface"},
+		{DetectLocal{Mode: "BridgeInterface", Bridge: "cni+"}, "pod-bridge-interface: the name of a device has"},
+		{DetectLocal{Mode: "InterfaceNamePrefix", Prefix: "abcdefghijklmnop"}, "pod-interface-name-prefix: \"abcdefghijklmnop\" is no name of a device"},
+	} {
+		c := DefaultConfig()
+		c.Node, c.DetectLocal = "n1", tc.set
+		err := c.Validate()
+		s, _ := c.services()
+		got := fmt.Sprint(s.Local)
+		if err != nil {
+			got = err.Error()
+		}
+		if !strings.HasPrefix(got, tc.want) {
+			t.Errorf("%+v: %s, want %s", tc.set, got, tc.want)
+		}
+	}
+}

@@ -25,7 +25,7 @@ var (
 type expected struct {
 	what     string           // "translated", "refused", "dropped" or "passed"
 	backends []netip.AddrPort // translated: to one of them
-	masked   bool             // translated: with one of the node's addresses; a backend that reaches itself always
+	masked   bool             // translated: with one of the node's addresses; a backend of this node that reaches itself always
 }
 
 // decide says what Kubernetes promises for the first packet of a connection. It knows the table and
@@ -36,7 +36,7 @@ func decide(all []service.Frontend, net service.Net, p wire.Packet) expected {
 	}
 	own := wire.Own(p.Dst.Addr().Is4())
 	toNode, fromNode := slices.Contains(own, p.Dst.Addr()), slices.Contains(own, p.Src.Addr())
-	fromPod := inAny(net.LocalPods, p.Src.Addr()) && !fromNode
+	fromPod := !fromNode && (inAny(net.PodSources(), p.Src.Addr()) || net.Local.Matches(p.Link()))
 	var f *service.Frontend
 	clusterIP := false
 	for _, nodePorts := range []bool{false, true} {
@@ -108,7 +108,7 @@ func judge(p wire.Packet, e expected, f wire.Fate) string {
 	if f.Sent == nil || !slices.Contains(e.backends, f.Sent.Dst) {
 		return fmt.Sprintf("%s, want it translated to one of %v", got, e.backends)
 	}
-	masked := e.masked || f.Sent.Dst.Addr() == p.Src.Addr()
+	masked := e.masked || f.Sent.Dst.Addr() == p.Src.Addr() && p.Link() == "pods0"
 	if kept := f.Sent.Src == p.Src; masked != slices.Contains(own, f.Sent.Src.Addr()) || !masked && !kept {
 		return fmt.Sprintf("%s, want source masqueraded: %v", got, masked)
 	}
@@ -191,6 +191,8 @@ func (w world) net() service.Net {
 	n := service.Net{LocalPods: []netip.Prefix{wire.Pods, wire.Pods6}, Services: []netip.Prefix{p("10.96.0.0/16"), p("fd00:10:96::/112")},
 		ClusterPods: []netip.Prefix{wire.Pods, p("10.244.2.0/24"), wire.Pods6, p("fd00:10:244:2::/64")},
 		NodePorts:   []netip.Prefix{p("0.0.0.0/0"), p("::/0")}}
+	n.Local = pick(w, service.Local{}, service.Local{}, service.Local{Sources: []netip.Prefix{p("10.244.0.0/16"), p("fd00:10:244::/48")}},
+		service.Local{Link: "pods0"}, service.Local{Link: "pods", Prefix: true}, service.Local{Link: "u", Prefix: true}, service.Local{Link: "pods"})
 	if w.IntN(3) == 0 {
 		n.NodePorts = []netip.Prefix{p("10.244.0.0/16"), p("2001:db8::/64")}
 	}
@@ -217,9 +219,9 @@ func (w world) packet(all []service.Frontend, port uint16) wire.Packet {
 	} else {
 		dst, number = w.addr(pick(w, service.ClusterIP, service.LoadBalancerIP), w.IntN(2) == 0), 80
 	}
-	src := []string{"192.0.2.1", "192.0.2.50", "198.51.100.7", "10.9.9.9", "10.244.1.11", "10.244.1.12", "10.244.2.11"}
+	src := []string{"192.0.2.1", "192.0.2.50", "198.51.100.7", "10.9.9.9", "10.244.1.1", "10.244.1.11", "10.244.1.12", "10.244.2.11"}
 	if !dst.Is4() {
-		src = []string{"2001:db8::1", "2001:db8::50", "2001:db8:51::7", "fd09::9", "fd00:10:244:1::11", "fd00:10:244:1::12", "fd00:10:244:2::11"}
+		src = []string{"2001:db8::1", "2001:db8::50", "2001:db8:51::7", "fd09::9", "fd00:10:244:1::1", "fd00:10:244:1::11", "fd00:10:244:1::12", "fd00:10:244:2::11"}
 	}
 	p.Src, p.Dst = netip.AddrPortFrom(netip.MustParseAddr(pick(w, src...)), port), netip.AddrPortFrom(dst, number)
 	return p

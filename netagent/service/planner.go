@@ -18,6 +18,7 @@ type Config struct {
 	// means the node's InternalIPs instead.
 	NodePortAddresses []netip.Prefix
 	NodePortPrimary   bool
+	Local             Local // who counts as a pod of this node
 }
 
 // Planner turns the cluster's Services and EndpointSlices into the frontends of one node.
@@ -197,6 +198,7 @@ func (in *inputs) setCIDR(k model.Key, cidr *model.ServiceCIDR) {
 // net gathers what translation needs to know about addresses.
 func (in *inputs) net() Net {
 	n := in.pods.net(in.at.Node)
+	n.Local = in.at.Local
 	for _, list := range in.cidrs {
 		n.Services = append(n.Services, list...)
 	}

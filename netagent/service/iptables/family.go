@@ -83,8 +83,16 @@ func (f family) netChains(net service.Net, liberal bool) map[chainID][]string {
 	var foreign, outside []string
 	for _, p := range local {
 		post = append(post, rule(source(p), comment("braid pods of this node"), "-j "+chainOutside))
+	}
+	for _, p := range aggregate(f.own(net.PodSources())) {
 		// The node's own address among its pods' is none of theirs.
 		foreign = append(foreign, rule(source(p), comment("braid pods of this node"), "-m addrtype ! --src-type LOCAL", "-j RETURN"))
+	}
+	if name := net.Local.Link; name != "" {
+		if net.Local.Prefix {
+			name += "+"
+		}
+		foreign = append(foreign, rule("-i "+name, comment("braid pods of this node"), "-j RETURN"))
 	}
 	for _, p := range cluster {
 		outside = append(outside, rule(destination(p), comment("braid pods keep their address"), "-j RETURN"))

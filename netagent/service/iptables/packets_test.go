@@ -19,6 +19,7 @@ type packet struct {
 	proto              model.Protocol
 	port               uint16
 	srcLocal, dstLocal bool // addresses of the node
+	link               string
 }
 
 // fate is one thing that may become of a packet, "DROP", "REJECT", "10.244.1.7:8080",
@@ -106,6 +107,9 @@ func (w *walker) matches(r []string, marked bool) (yes, chance bool) {
 			ok = netip.MustParsePrefix(arg).Contains(p.src)
 		case "-d":
 			ok = netip.MustParsePrefix(arg).Contains(p.dst)
+		case "-i":
+			name, beginning := strings.CutSuffix(arg, "+")
+			ok = p.link == name || beginning && strings.HasPrefix(p.link, name)
 		case "-p":
 			ok = arg == protocol(p.proto)
 		case "--dport":
@@ -172,7 +176,7 @@ func (w *world) model(p packet) map[fate]bool {
 	if len(list) == 0 {
 		return map[fate]bool{map[service.Empty]string{service.Drop: "DROP", service.Reject: "REJECT"}[f.Empty]: true}
 	}
-	pod := inRange(w.net.LocalPods, p.src) && !p.srcLocal
+	pod := w.pod(p)
 	masquerade := f.Masquerade == service.MasqueradeAll || f.Masquerade == service.MasqueradeForeign && !pod ||
 		f.Local() && len(f.Inside) > 0 && !pod && p.srcLocal
 	out := map[fate]bool{}
@@ -188,11 +192,15 @@ func (w *world) model(p packet) map[fate]bool {
 
 // served returns the backends that a frontend has for a packet.
 func (w *world) served(f *service.Frontend, p packet) []service.Backend {
-	pod := slices.ContainsFunc(w.net.LocalPods, func(x netip.Prefix) bool { return x.Contains(p.src) })
-	if f.Local() && len(f.Inside) > 0 && (pod || p.srcLocal) {
+	if f.Local() && len(f.Inside) > 0 && (w.pod(p) || p.srcLocal) {
 		return f.Inside
 	}
 	return f.Backends
+}
+
+// pod reports whether a packet counts as that of a pod of this node.
+func (w *world) pod(p packet) bool {
+	return slices.ContainsFunc(w.net.PodSources(), func(x netip.Prefix) bool { return x.Contains(p.src) }) && !p.srcLocal || w.net.Local.Matches(p.link)
 }
 
 // checkPackets compares what becomes of random packets with the model.
@@ -223,6 +231,9 @@ func (w *world) checkPackets(t *testing.T) {
 			p.dstLocal = true
 		}
 		p.srcLocal = p.src == node || w.rnd.IntN(8) == 0
+		if !p.srcLocal { // the node's own packets come in by no device
+			p.link = []string{"br0", "br01", "eth0"}[w.rnd.IntN(3)]
+		}
 		p.dstLocal = p.dstLocal || p.dst == node || w.rnd.IntN(8) == 0
 		got, rules := w.kernel.fates(t, p)
 		if want := w.model(p); !maps.Equal(got, want) {

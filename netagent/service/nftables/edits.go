@@ -24,7 +24,7 @@ var ordered = func() (sets []string) {
 
 // intervals are the sets of ranges. In a table just made the ranges of services come before the services:
 // until these do, connections to them are better dropped than tracked without translation.
-var intervals = []string{setLocalPods, setClusterPods, setServiceRanges, setNodeAddresses}
+var intervals = []string{setLocalPods, setPodSources, setPodLinks, setClusterPods, setServiceRanges, setNodeAddresses}
 
 // pairs is how many changed elements are deleted and added again in one go: a compromise between
 // long element lists and transactions that can be cut.

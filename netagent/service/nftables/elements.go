@@ -90,8 +90,24 @@ func shared(set string) bool { return set == setHairpins || set == setClusterIPs
 func NetElements(f desired.NFTFamily, net service.Net) []desired.NFTElement {
 	// Local pods are pods of the cluster, whatever else the list of all nodes lacks for the moment.
 	all := slices.Concat(net.ClusterPods, net.LocalPods)
-	return slices.Concat(merged(f, setLocalPods, net.LocalPods), merged(f, setClusterPods, all),
-		merged(f, setServiceRanges, net.Services), merged(f, setNodeAddresses, net.NodePorts))
+	return slices.Concat(merged(f, setLocalPods, net.LocalPods), merged(f, setPodSources, net.PodSources()), podLinks(net.Local),
+		merged(f, setClusterPods, all), merged(f, setServiceRanges, net.Services), merged(f, setNodeAddresses, net.NodePorts))
+}
+
+// podLinks are the names of the devices by which pods of this node come in, as one range: a name is padded with zeros,
+// and what begins with it lies before the next string of its length.
+func podLinks(l service.Local) []desired.NFTElement {
+	if l.Link == "" || len(l.Link) >= desired.NFTIfName.Bytes {
+		return nil
+	}
+	first := make([]byte, desired.NFTIfName.Bytes)
+	copy(first, l.Link)
+	end, last := slices.Clone(first), desired.NFTIfName.Bytes-1
+	if l.Prefix {
+		last = len(l.Link) - 1
+	}
+	end[last]++
+	return []desired.NFTElement{{Set: setPodLinks, Key: string(first), End: string(end)}}
 }
 
 // merged turns prefixes into disjoint ranges, as interval sets need them: overlapping and touching

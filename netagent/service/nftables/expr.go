@@ -76,6 +76,11 @@ func draw(n int, first uint32) field {
 	}
 }
 
+// inputLink is the name of the device that the packet came in by, all zeros for the node's own.
+func inputLink(reg uint32) (expr.Any, uint32) {
+	return &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg}, uint32(desired.NFTIfName.Bytes)
+}
+
 func mark(reg uint32) (expr.Any, uint32) {
 	return &expr.Meta{Key: expr.MetaKeyMARK, Register: reg}, 4
 }
@@ -118,6 +123,11 @@ func anyBit(bits uint32) tokens {
 	return append(masked(native(bits), native(0)), notEqual(native(0))...)
 }
 
+// noBit matches when the four-byte key has none of bits.
+func noBit(bits uint32) tokens {
+	return append(masked(native(bits), native(0)), equal(native(0))...)
+}
+
 func state(bits uint32) tokens {
 	return append(tokens{&expr.Ct{Key: expr.CtKeySTATE, Register: register0}}, anyBit(bits)...)
 }
@@ -153,8 +163,13 @@ func localDestination() tokens {
 }
 
 // localSource matches packets from an address of this node.
-func localSource() tokens {
-	return append(tokens{&expr.Fib{Register: register0, FlagSADDR: true, ResultADDRTYPE: true}}, equal(native(fibLocal))...)
+func localSource() tokens { return append(sourceType(), equal(native(fibLocal))...) }
+
+// foreignSource matches packets from an address that is none of this node's.
+func foreignSource() tokens { return append(sourceType(), notEqual(native(fibLocal))...) }
+
+func sourceType() tokens {
+	return tokens{&expr.Fib{Register: register0, FlagSADDR: true, ResultADDRTYPE: true}}
 }
 
 func isTCP() tokens { return append(key(protocol), equal([]byte{6})...) }

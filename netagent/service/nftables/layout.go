@@ -47,6 +47,8 @@ const (
 	setClusterIPs    = "cluster-ips"
 	setHairpins      = "hairpins"
 	setLocalPods     = "local-pods"
+	setPodSources    = "pod-sources"
+	setPodLinks      = "pod-links"
 	setClusterPods   = "cluster-pods"
 	setServiceRanges = "service-ranges"
 	setNodeAddresses = "node-addresses"
@@ -67,6 +69,7 @@ const (
 	chainOutput           = "nat-output"
 	chainPostrouting      = "nat-postrouting"
 	chainServices         = "services"
+	chainForeign          = "foreign"
 	chainMasquerade       = "replace-source"
 )
 

@@ -272,6 +272,7 @@ func (w *world) step() (d service.Delta) {
 	}
 	if w.rng.IntN(4) == 0 {
 		w.net = service.Net{LocalPods: w.prefixes(), ClusterPods: w.prefixes(), Services: w.ranges(), NodePorts: w.prefixes()}
+		w.net.Local = []service.Local{{}, {Sources: w.prefixes()}, {Link: "br0"}, {Link: "br0", Prefix: true}}[w.rng.IntN(4)]
 		net := w.net
 		d.Net = &net
 	}

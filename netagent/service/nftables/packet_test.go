@@ -16,6 +16,7 @@ import (
 type packet struct {
 	from     netip.Addr
 	fromNode bool // from is an address of this node
+	link     string
 	to       netip.Addr
 	toNode   bool // to is an address of this node
 	proto    model.Protocol
@@ -64,7 +65,7 @@ func (w *world) want(p packet) outcome {
 		}
 		f = &g
 	}
-	pod := inside(w.net.LocalPods, p.from)
+	pod := inside(w.net.PodSources(), p.from) && !p.fromNode || w.net.Local.Matches(p.link)
 	switch {
 	case f.Filtered && !inside(f.Sources, p.from):
 		return "dropped"
@@ -98,7 +99,10 @@ func (t table) find(set, key string) (e desired.NFTElement, ok bool) {
 }
 
 func (t table) in(set string, a netip.Addr) bool {
-	key := string(a.AsSlice())
+	return t.contains(set, string(a.AsSlice()))
+}
+
+func (t table) contains(set, key string) bool {
 	return slices.ContainsFunc(t.Elements, func(e desired.NFTElement) bool {
 		return e.Set == set && e.Key <= key && (e.End == "" || key < e.End)
 	})
@@ -146,7 +150,7 @@ func (t table) got(p packet) outcome {
 
 func (t table) follow(p packet, e desired.NFTElement) outcome {
 	k, _ := parsePick(0, e.Goto)
-	pod := t.in(setLocalPods, p.from)
+	pod := t.in(setPodSources, p.from) && !p.fromNode || t.contains(setPodLinks, p.link+string(make([]byte, 16-len(p.link))))
 	masqueraded := k.word == wordMasquerade || k.word == wordPick && !pod
 	if k.word == wordOutside {
 		if pod || p.fromNode {
@@ -186,7 +190,8 @@ func (w *world) packets(k kernel) error {
 				for p.port = 80; p.port < 83; p.port++ {
 					for n := range byte(4) {
 						p.from = source(six, n)
-						for _, p.fromNode = range []bool{false, true} {
+						for _, p.link = range []string{"", "br0", "br01"} { // the node's own come in by none
+							p.fromNode = p.link == ""
 							if got, want := t.got(p), w.want(p); got != want {
 								return fmt.Errorf("packet %+v: %s, want %s", p, got, want)
 							}

@@ -157,14 +157,16 @@ func (p Pick) entry() desired.NFTChain {
 	var rules []desired.NFTRule
 	switch p.word {
 	case wordPick:
-		rules = append(rules, rule("source is no pod of this node: masquerade", key(f.source()), notIn(setLocalPods), setMark(true)))
+		rules = append(rules, rule("whoever is no pod of this node: masquerade", jump(chainForeign)))
 	case wordMasquerade:
 		rules = append(rules, rule("every source: masquerade", setMark(true)))
 	case wordOutside:
 		inside := append(key(f.front(p.node)...), verdict(setFor(p.node, setInside))...)
 		rules = append(rules,
-			rule("pods of this node are at no distance: any backend", key(f.source()), in(setLocalPods), inside),
-			rule("so is the node: any backend, masqueraded", localSource(), setMark(true), inside))
+			rule("who is who: pods of this node stay without a mark", jump(chainForeign)),
+			rule("pods of this node are at no distance: any backend", key(mark), noBit(MasqueradeMark), inside),
+			rule("so is the node: any backend, masqueraded", localSource(), inside),
+			rule("from outside: clients keep their address", setMark(false)))
 		if p.backends == 0 {
 			return desired.NFTChain{Name: p.chain(), Rules: append(rules, rule("from outside, with endpoints elsewhere only", drop()))}
 		}

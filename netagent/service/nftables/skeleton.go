@@ -52,6 +52,8 @@ func (f family) sets() (sets []desired.NFTSet) {
 		desired.NFTSet{Name: setClusterIPs, Key: one, Comment: "cluster IPs of services, with or without endpoints"},
 		desired.NFTSet{Name: setHairpins, Key: slices.Concat(one, one), Comment: "backends on this node, which may reach themselves through a service"},
 		desired.NFTSet{Name: setLocalPods, Key: one, Interval: true, Comment: "pod addresses of this node"},
+		desired.NFTSet{Name: setPodSources, Key: one, Interval: true, Comment: "sources that count as pods of this node"},
+		desired.NFTSet{Name: setPodLinks, Key: []desired.NFTType{desired.NFTIfName}, Interval: true, Comment: "devices by which pods of this node come in, where these count"},
 		desired.NFTSet{Name: setClusterPods, Key: one, Interval: true, Comment: "pod addresses of all nodes"},
 		desired.NFTSet{Name: setServiceRanges, Key: one, Interval: true, Comment: "where cluster IPs come from"},
 		desired.NFTSet{Name: setNodeAddresses, Key: one, Interval: true, Comment: "those of this node's addresses that serve node ports"},
@@ -135,6 +137,11 @@ func (f family) natChains() []desired.NFTChain {
 			rule("service address, but none of its ports", key(f.destination()), in(setClusterIPs), goTo(chainRefuse)),
 			rule("no service has the address", key(f.destination()), in(setServiceRanges), drop()),
 		}, f.nodePorts("node port: chain for its number of backends", key(f.front(true)...), verdict(setFor(true, setFrontends)))...)},
+		{Name: chainForeign, Rules: []desired.NFTRule{
+			rule("a pod of this node, and not the node by an address among its pods'", key(f.source()), in(setPodSources), foreignSource(), leave()),
+			rule("a pod of this node, by the device it comes in by", key(inputLink), in(setPodLinks), leave()),
+			rule("all others: masquerade", setMark(true)),
+		}},
 		{Name: chainPrerouting, Hook: &desired.NFTHook{Type: "nat", Hook: hookPrerouting, Priority: priorityDNAT}, Rules: enter},
 		{Name: chainOutput, Hook: &desired.NFTHook{Type: "nat", Hook: hookOutput, Priority: priorityDNAT}, Rules: enter},
 		{Name: chainMasquerade, Rules: []desired.NFTRule{

@@ -159,7 +159,7 @@ func (n *Node) SendAll(list []Packet) []Fate {
 		n.id++
 		p.ID = n.id
 		n.write(p)
-		ends[n.side(p.Src.Addr())] = p
+		ends[n.side(p)] = p
 	}
 	for _, p := range ends {
 		far := netip.MustParseAddr("198.51.100.99")
@@ -185,12 +185,23 @@ func (n *Node) SendAll(list []Packet) []Fate {
 	return fates
 }
 
-// side tells which way packets of a source enter.
-func (n *Node) side(src netip.Addr) int {
-	switch {
+// Link is the device that Send brings the packet in by, as its source says; "" for the node's own.
+func (p Packet) Link() string {
+	switch src := p.Src.Addr(); {
 	case slices.Contains(own[src.Is4()], src):
-		return n.raw[src.Is4()]
+		return ""
 	case Pods.Contains(src) || Pods6.Contains(src):
+		return "pods0"
+	}
+	return "up0"
+}
+
+// side tells which way a packet enters.
+func (n *Node) side(p Packet) int {
+	switch p.Link() {
+	case "":
+		return n.raw[p.Src.Addr().Is4()]
+	case "pods0":
 		return n.pods
 	}
 	return n.up
@@ -199,7 +210,7 @@ func (n *Node) side(src netip.Addr) int {
 func (n *Node) write(p Packet) {
 	n.t.Helper()
 	var err error
-	switch fd := n.side(p.Src.Addr()); fd {
+	switch fd := n.side(p); fd {
 	case n.raw[true]:
 		err = unix.Sendto(fd, p.bytes(), 0, &unix.SockaddrInet4{Addr: p.Dst.Addr().As4()})
 	case n.raw[false]:
