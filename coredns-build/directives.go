@@ -2,7 +2,8 @@ package main
 
 // directives is the order in which plugins see a query, and in which their set-up runs. It is the
 // order of CoreDNS 1.15, word for word, because it decides what plugins mean together: a list of our
-// own would break Corefiles silently. Words without a linked plugin stay, so that a Corefile that
+// own would break Corefiles silently. The one word of ours takes part in no query's way: it stands
+// behind the other that writes packets, and behind health, so that it ends after clients have left. Words without a linked plugin stay, so that a Corefile that
 // uses one is refused with its name.
 var directives = []string{
 	"root",
@@ -26,6 +27,7 @@ var directives = []string{
 	"health",
 	"pprof",
 	"shed",
+	"fastpath",
 	"prometheus",
 	"errors",
 	"log",

@@ -12,8 +12,9 @@ import (
 
 // dnsserver.Directives is upstream's list as long as main has not run.
 func TestDirectivesAreUpstreams(t *testing.T) {
-	if !slices.Equal(directives, dnsserver.Directives) {
-		t.Errorf("the order of plugins differs from that of the CoreDNS we link:\n got %q\nwant %q", directives, dnsserver.Directives)
+	theirs := slices.DeleteFunc(slices.Clone(directives), func(name string) bool { return name == "fastpath" })
+	if !slices.Equal(theirs, dnsserver.Directives) {
+		t.Errorf("the order of plugins differs from that of the CoreDNS we link:\n got %q\nwant %q", theirs, dnsserver.Directives)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	_ "github.com/coredns/coredns/plugin/ready"
 	_ "github.com/coredns/coredns/plugin/reload"
 
+	_ "github.com/braidnet/braid/plugin/fastpath"
 	_ "github.com/braidnet/braid/plugin/health"
 	_ "github.com/braidnet/braid/plugin/kubernetes"
 )

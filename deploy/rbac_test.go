@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"github.com/coredns/caddy"
-	_ "github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/core/dnsserver"
 	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/cache"
 	_ "github.com/coredns/coredns/plugin/errors"
@@ -32,6 +32,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 
 	"github.com/braidnet/braid/netagent/agent"
+	_ "github.com/braidnet/braid/plugin/fastpath"
 	_ "github.com/braidnet/braid/plugin/kubernetes"
 )
 
@@ -182,6 +183,9 @@ func TestCoreDNSUsesWhatIsGranted(t *testing.T) {
 	corefile = strings.Replace(corefile, "$0", "    kubernetes cluster.local in-addr.arpa ip6.arpa {\n", 1)
 	if !strings.Contains(corefile, s.URL) {
 		t.Fatalf("no place for the server's address in\n%s", corefile)
+	}
+	if err := dnsserver.SetDirectives(append(slices.Clone(dnsserver.Directives), "fastpath")); err != nil {
+		t.Fatal(err)
 	}
 	// All of it is understood. Started is the plugin's part alone, on a free port.
 	whole := caddy.CaddyfileInput{Filepath: "Corefile", Contents: []byte(corefile), ServerTypeName: "dns"}

@@ -49,7 +49,7 @@ func (x *Index) ResolveExternal(n Name, v View, headless bool) (targets []Outsid
 		if v.NoEndpoints {
 			return nil, false
 		}
-		a := fromEndpoints(s, list, n, v, true)
+		a := fromEndpoints(nil, s, list, n, v, true)
 		for _, t := range a.Targets {
 			targets = append(targets, OutsideTarget{Target: t})
 		}

@@ -40,7 +40,7 @@ func TestResolveExternal(t *testing.T) {
 			if where == "" {
 				where = o.Addr.String()
 			}
-			got = append(got, strings.TrimPrefix(fmt.Sprintf("%s/%s:%d", o.Endpoint, where, o.Port), "/"))
+			got = append(got, strings.TrimPrefix(fmt.Sprintf("%s/%s:%d", o.Labels(), where, o.Port), "/"))
 		}
 		if exists != tc.exists || strings.Join(got, " ") != tc.want {
 			t.Errorf("%s headless %v: exists %v, %q; want %v, %q", tc.rel, tc.headless, exists, got, tc.exists, tc.want)

@@ -24,7 +24,7 @@ func follow(s *model.Store) *Index {
 func targets(a Answer) string {
 	var out []string
 	for _, t := range a.Targets {
-		out = append(out, strings.TrimPrefix(fmt.Sprintf("%s.%s:%d", t.Endpoint, t.Addr, t.Port), "."))
+		out = append(out, strings.TrimPrefix(fmt.Sprintf("%s.%s:%d", t.Labels(), t.Addr, t.Port), "."))
 	}
 	return strings.Join(out, " ")
 }

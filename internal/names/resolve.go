@@ -16,10 +16,35 @@ type View struct {
 
 // Target is one address a name leads to, and a port when ports were asked for.
 type Target struct {
-	Addr     netip.Addr
-	Port     uint16 // 0 = the service names no port; there is no SRV record for it
-	Endpoint string // labels in front of the service's name; empty for the service itself
-	Place    Place
+	Addr netip.Addr
+	Port uint16 // 0 = the service names no port; there is no SRV record for it
+
+	podNames bool
+	endpoint *Endpoint // nil for the service itself
+	cluster  string    // of the endpoint, in a set of clusters
+}
+
+// IsEndpoint reports whether the target is an endpoint, not the service itself.
+func (t Target) IsEndpoint() bool { return t.endpoint != nil }
+
+// Labels returns what stands in front of the service's name in the target's own; empty for the service
+// itself.
+func (t Target) Labels() string {
+	switch {
+	case t.endpoint == nil:
+		return ""
+	case t.cluster != "":
+		return t.endpoint.Label(t.podNames) + "." + t.cluster
+	}
+	return t.endpoint.Label(t.podNames)
+}
+
+// Place returns where the endpoint runs, as far as that is known.
+func (t Target) Place() Place {
+	if t.endpoint == nil {
+		return Place{}
+	}
+	return t.endpoint.Place()
 }
 
 // Answer is what the index knows of a service name.
@@ -47,12 +72,16 @@ func (x *Index) UsesNamespace(ns string) bool {
 
 // Resolve answers a parsed name of kind Svc with an Object, for addresses of any family. With ports
 // it gives one target per address and port, else one per address.
-func (x *Index) Resolve(n Name, v View, ports bool) Answer {
+func (x *Index) Resolve(n Name, v View, ports bool) Answer { return x.ResolveInto(nil, n, v, ports) }
+
+// ResolveInto is Resolve with the targets in the array of buf, as far as that reaches: it then
+// allocates nothing.
+func (x *Index) ResolveInto(buf []Target, n Name, v View, ports bool) Answer {
 	s, list := x.service(model.Key{Namespace: n.Namespace, Name: n.Object})
 	if v.NoEndpoints {
 		list = nil
 	}
-	return resolve(s, list, n, v, ports)
+	return resolve(buf[:0], s, list, n, v, ports)
 }
 
 // ResolveImport answers in a zone of a cluster set as Resolve does in a cluster's. Endpoints exist
@@ -62,38 +91,38 @@ func (x *Index) ResolveImport(n Name, v View, ports bool) Answer {
 	x.mu.RLock()
 	s, list := x.imports[k], x.byImport[k]
 	x.mu.RUnlock()
-	return resolve(s, list, n, v, ports)
+	return resolve(nil, s, list, n, v, ports)
 }
 
-func resolve(s *model.Service, list []*slice, n Name, v View, ports bool) Answer {
+func resolve(buf []Target, s *model.Service, list []*slice, n Name, v View, ports bool) Answer {
 	switch {
 	case s == nil:
 		return Answer{}
 	case n.Zone != "" || n.Holder:
-		return scoped(s, list, n, v, ports)
+		return scoped(buf, s, list, n, v, ports)
 	case s.Type == model.ExternalName:
 		return external(s, n)
 	case v.IgnoreEmpty && !s.Headless && empty(list):
 		return Answer{}
 	case s.Headless || n.Endpoint != "":
-		return fromEndpoints(s, list, n, v, ports)
+		return fromEndpoints(buf, s, list, n, v, ports)
 	}
-	return fromClusterIPs(s, n, ports)
+	return fromClusterIPs(buf, s, n, ports)
 }
 
 // scoped answers for zone-scoped names, which only headless services have: a cluster IP is in no zone.
 // They exist whether or not an endpoint is in the zone, so that all servers say the same at all times.
-func scoped(s *model.Service, list []*slice, n Name, v View, ports bool) Answer {
+func scoped(buf []Target, s *model.Service, list []*slice, n Name, v View, ports bool) Answer {
 	if !s.Headless || s.Type == model.ExternalName {
 		return Answer{}
 	}
 	if n.Holder {
 		return Answer{Exists: true}
 	}
-	all := fromEndpoints(s, list, Name{}, v, ports).Targets
+	all := fromEndpoints(buf, s, list, Name{}, v, ports).Targets
 	out := Answer{Exists: true}
 	for _, t := range all {
-		if strings.EqualFold(t.Place.Zone, n.Zone) {
+		if strings.EqualFold(t.Place().Zone, n.Zone) {
 			out.Targets = append(out.Targets, t)
 		}
 	}
@@ -122,7 +151,8 @@ func external(s *model.Service, n Name) Answer {
 	return Answer{Exists: true, External: s.ExternalName}
 }
 
-func fromClusterIPs(s *model.Service, n Name, ports bool) (out Answer) {
+func fromClusterIPs(buf []Target, s *model.Service, n Name, ports bool) (out Answer) {
+	out.Targets = buf
 	all := s.Ports
 	if len(all) == 0 {
 		all = []model.ServicePort{{}}
@@ -144,53 +174,51 @@ func fromClusterIPs(s *model.Service, n Name, ports bool) (out Answer) {
 
 // fromEndpoints answers for headless services, and for endpoint names of any service: CoreDNS always
 // served the latter, beyond what the specification asks for.
-func fromEndpoints(s *model.Service, list []*slice, n Name, v View, ports bool) (out Answer) {
+func fromEndpoints(buf []Target, s *model.Service, list []*slice, n Name, v View, ports bool) (out Answer) {
+	out.Targets = buf
+	set := s.Kind == model.KindServiceImport
 	for _, sl := range list {
-		matched := sl.matching(n)
-		if len(matched) > 1 && !ports {
-			matched = matched[:1]
-		}
 		if n.Cluster != "" && !strings.EqualFold(n.Cluster, sl.cluster) {
 			continue
 		}
-		if n.Endpoint != "" && n.Cluster == "" && s.Kind == model.KindServiceImport {
+		if n.Endpoint != "" && n.Cluster == "" && set {
 			// Endpoints of a set are below their cluster, which holds no records itself.
 			out.Exists = out.Exists || (len(sl.endpoints) > 0 && strings.EqualFold(n.Endpoint, sl.cluster))
 			continue
 		}
-		for _, e := range sl.chosen(n.Endpoint, v.PodNames) {
-			label := e.Label(v.PodNames)
-			if s.Kind == model.KindServiceImport {
-				label += "." + sl.cluster
+		chosen := sl.chosen(n.Endpoint, v.PodNames)
+		for i := range chosen {
+			t := Target{Addr: chosen[i].Addr, podNames: v.PodNames, endpoint: &chosen[i]}
+			if set {
+				t.cluster = sl.cluster
 			}
-			for _, p := range matched {
-				out.Targets = append(out.Targets, Target{Addr: e.Addr, Port: p.Port, Endpoint: label, Place: e.Place()})
-			}
+			out.Targets = sl.withPorts(out.Targets, t, n, ports)
 		}
 	}
 	out.Exists = out.Exists || len(out.Targets) > 0 || isProtocol(s, list, n.Endpoint)
 	return out
 }
 
-// matching returns the ports of the slice that a name asks for; a slice without ports has one
-// without a number, so that its addresses are found by plain names.
-func (s *slice) matching(n Name) []model.EndpointPort {
-	if len(s.ports) == 0 {
-		if n.Port == "" && n.Protocol == "" {
-			return []model.EndpointPort{{}}
+// noPorts stands for the ports of a slice without any: one without a number, so that its addresses
+// are found by plain names.
+var noPorts = []model.EndpointPort{{}}
+
+// withPorts appends a target once for each port that a name asks for, or once for all of them.
+func (s *slice) withPorts(list []Target, t Target, n Name, all bool) []Target {
+	ports := s.ports
+	if len(ports) == 0 {
+		ports = noPorts
+	}
+	for i := range ports {
+		if !matches(n, ports[i].Name, ports[i].Protocol, len(s.ports) > 0) {
+			continue
 		}
-		return nil
-	}
-	if n.Port == "" && n.Protocol == "" {
-		return s.ports
-	}
-	var out []model.EndpointPort
-	for _, p := range s.ports {
-		if matches(n, p.Name, p.Protocol, true) {
-			out = append(out, p)
+		t.Port = ports[i].Port
+		if list = append(list, t); !all {
+			break
 		}
 	}
-	return out
+	return list
 }
 
 // matches compares a port with the labels of a name. declared is false for the stand-in of a service
@@ -212,10 +240,10 @@ func isProtocol(s *model.Service, list []*slice, label string) bool {
 	}
 	n := Name{Protocol: name}
 	if !s.Headless {
-		return len(s.Ports) > 0 && fromClusterIPs(s, n, false).Exists
+		return len(s.Ports) > 0 && fromClusterIPs(nil, s, n, false).Exists
 	}
 	for _, sl := range list {
-		if len(sl.endpoints) > 0 && len(sl.matching(n)) > 0 {
+		if len(sl.endpoints) > 0 && len(sl.withPorts(nil, Target{}, n, false)) > 0 {
 			return true
 		}
 	}

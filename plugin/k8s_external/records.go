@@ -86,8 +86,8 @@ func (e *External) srv(ctx context.Context, q question, n names.Name, targets []
 		switch {
 		case t.Host != "":
 			name = dns.Fqdn(t.Host)
-		case t.Endpoint != "":
-			name = t.Endpoint + "." + base
+		case t.IsEndpoint():
+			name = t.Labels() + "." + base
 		}
 		if p := (portOf{name, t.Port}); !ports[p] {
 			ports[p] = true

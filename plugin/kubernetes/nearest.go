@@ -14,7 +14,7 @@ import (
 // then those of its zone, then the rest, each part in random order. Clients in no known place, and
 // answers that are not endpoints, get the plain order.
 func (k *Kubernetes) byDistance(state request.Request, targets []names.Target) []names.Target {
-	if !k.cfg.nearest || len(targets) < 2 || targets[0].Endpoint == "" || state.W == nil {
+	if !k.cfg.nearest || len(targets) < 2 || !targets[0].IsEndpoint() || state.W == nil {
 		return targets
 	}
 	a, err := netip.ParseAddr(state.IP())
@@ -27,9 +27,9 @@ func (k *Kubernetes) byDistance(state request.Request, targets []names.Target) [
 	}
 	distance := func(t names.Target) int {
 		switch {
-		case t.Place.Node == node:
+		case t.Place().Node == node:
 			return 0
-		case t.Place.Zone == zone && zone != "":
+		case t.Place().Zone == zone && zone != "":
 			return 1
 		}
 		return 2

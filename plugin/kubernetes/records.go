@@ -59,8 +59,8 @@ func (k *Kubernetes) srv(q question, n names.Name, targets []names.Target) (reco
 			continue
 		}
 		name := base
-		if t.Endpoint != "" {
-			name = t.Endpoint + "." + base
+		if t.IsEndpoint() {
+			name = t.Labels() + "." + base
 		}
 		if _, dup := ports[portOf{name, t.Port}]; !dup {
 			ports[portOf{name, t.Port}] = struct{}{}
