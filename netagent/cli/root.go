@@ -84,7 +84,7 @@ func newRoot() *cobra.Command {
 	}
 	root.SetVersionTemplate("netagent {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errUsage{err} })
-	root.AddCommand(newRun(), newStatus(), newCleanup(), newInstallCNI(), newUninstallCNI(), lab.Command())
+	root.AddCommand(newRun(), newStatus(), newCleanup(), newPolicy(), newInstallCNI(), newUninstallCNI(), lab.Command())
 	return root
 }
 

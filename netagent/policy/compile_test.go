@@ -254,3 +254,27 @@ func BenchmarkStart(b *testing.B) {
 		c.Flush()
 	}
 }
+
+// TestReachText: what is printed is read back as the same.
+func TestReachText(t *testing.T) {
+	d := newDice(5, 0)
+	for range 2000 {
+		var r Reach
+		for range d.IntN(5) {
+			from := uint16(d.IntN(70))
+			r.Ports = append(r.Ports, PortRange{pick(d, []model.Protocol{model.TCP, model.UDP, model.SCTP}), from, from + uint16(d.IntN(20))})
+		}
+		if d.one(3) {
+			r.Ports = append(r.Ports, PortRange{model.UDP, 0, 65535})
+		}
+		r.Ports = joinPorts(r.Ports)
+		if again, err := ParseReach(r.String()); err != nil || again.String() != r.String() || again.All != r.All {
+			t.Fatalf("%q is read as %q, %v", r, again, err)
+		}
+	}
+	for _, text := range []string{"80", "80/tcp", "-/TCP", "90-80/TCP", "70000/TCP", "80/TCP none", "", "1-/UDP"} {
+		if r, err := ParseReach(text); err == nil && text != "" {
+			t.Errorf("%q is read as %q", text, r)
+		}
+	}
+}

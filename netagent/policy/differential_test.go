@@ -83,6 +83,10 @@ func disagreement(w world, mutant string, packets []Packet) *Packet {
 		if c.Eval(packets[i]).Allowed != n.allows(packets[i]) {
 			return &packets[i]
 		}
+		p := packets[i]
+		if p.FromNode = false; c.Reach(p.Src, p.Dst).Contains(p.Protocol, p.Port) != n.allows(p) {
+			return &p
+		}
 	}
 	return nil
 }

@@ -74,25 +74,12 @@ func union(list []Range) (out []Range) {
 func compareRanges(a, b Range) int { return a.From.Compare(b.From) }
 
 // portRanges joins the ports that rules give by number.
-func portRanges(ports []model.PolicyPort) (out []PortRange) {
+func portRanges(ports []model.PolicyPort) []PortRange {
 	var list []PortRange
 	for _, p := range ports {
 		if p.Name == "" {
 			list = append(list, PortRange{p.Protocol, p.From, p.To})
 		}
 	}
-	slices.SortFunc(list, func(a, b PortRange) int {
-		if a.Protocol != b.Protocol {
-			return int(a.Protocol) - int(b.Protocol)
-		}
-		return int(a.From) - int(b.From)
-	})
-	for _, r := range list {
-		if n := len(out) - 1; n >= 0 && out[n].Protocol == r.Protocol && int(r.From) <= int(out[n].To)+1 {
-			out[n].To = max(out[n].To, r.To)
-			continue
-		}
-		out = append(out, r)
-	}
-	return out
+	return joinPorts(list)
 }
