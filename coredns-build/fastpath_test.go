@@ -60,7 +60,7 @@ func startFast(t *testing.T, options string) (p *fastProgram, fast, plain string
 	upstream, metrics := outside(t), fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	block := func(port int, word string) string {
 		return fmt.Sprintf(".:%d {\n bind 127.0.0.1\n errors\n kubernetes cluster.local in-addr.arpa {\n  manifests %s\n  pods insecure\n  ttl 30\n %s\n }\n forward . %s\n "+
-			"cache 20 {\n  disable success cluster.local\n  disable denial cluster.local\n }\n loadbalance\n prometheus %s\n %s\n}\n", port, dir, options, upstream, metrics, word)
+			"cache 20 {\n  disable success cluster.local in-addr.arpa\n  disable denial cluster.local in-addr.arpa\n }\n loadbalance\n prometheus %s\n %s\n}\n", port, dir, options, upstream, metrics, word)
 	}
 	a, b := freePort(t), freePort(t)
 	corefile := filepath.Join(t.TempDir(), "Corefile")

@@ -191,7 +191,7 @@ func (x *Index) setSlice(k model.Key, s *Slice) (touched []ZoneClass) {
 	for i, e := range fresh.endpoints {
 		refs := x.endpoints[e.Addr]
 		at, _ := slices.BinarySearchFunc(refs, endpointRef{fresh, i}, compareRefs)
-		x.endpoints[e.Addr] = slices.Insert(refs, at, endpointRef{fresh, i})
+		x.endpoints[e.Addr] = slices.Insert(slices.Clip(refs), at, endpointRef{fresh, i}) // readers may have the old one
 	}
 	return touched
 }
@@ -205,7 +205,7 @@ func (x *Index) removeSlice(old *slice) {
 	}
 	removeSlice(x.byService, old.service, old)
 	for _, e := range old.endpoints {
-		refs := slices.DeleteFunc(x.endpoints[e.Addr], func(r endpointRef) bool { return r.slice == old })
+		refs := slices.DeleteFunc(slices.Clone(x.endpoints[e.Addr]), func(r endpointRef) bool { return r.slice == old })
 		if len(refs) == 0 {
 			delete(x.endpoints, e.Addr)
 		} else {

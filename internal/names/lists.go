@@ -9,17 +9,18 @@ import (
 )
 
 // addKey and removeKey keep each list sorted, so that an answer does not depend on the order of events.
+// They replace lists, so that readers may keep the one they have.
 func addKey(m map[netip.Addr][]model.Key, a netip.Addr, k model.Key) {
 	list := m[a]
 	if at, ok := slices.BinarySearchFunc(list, k, compareKeys); !ok {
-		m[a] = slices.Insert(list, at, k)
+		m[a] = slices.Insert(slices.Clip(list), at, k)
 	}
 }
 
 func removeKey(m map[netip.Addr][]model.Key, a netip.Addr, k model.Key) {
 	list := m[a]
 	if at, ok := slices.BinarySearchFunc(list, k, compareKeys); ok {
-		list = slices.Delete(list, at, at+1)
+		list = slices.Delete(slices.Clone(list), at, at+1)
 	}
 	if len(list) == 0 {
 		delete(m, a)

@@ -117,15 +117,20 @@ func cutLast(name string) (rest, label string) {
 
 // DashedAddr writes an address as a label: 10-0-0-1, 2001-db8--1. A label must not end in a dash,
 // so 2001:db8:: becomes 2001-db8--0.
-func DashedAddr(a netip.Addr) string {
-	if a.Is4() {
-		return strings.ReplaceAll(a.String(), ".", "-")
+func DashedAddr(a netip.Addr) string { return string(appendDashed(nil, a)) }
+
+func appendDashed(b []byte, a netip.Addr) []byte {
+	from := len(b)
+	b = a.AppendTo(b)
+	for i, c := range b[from:] {
+		if c == '.' || c == ':' {
+			b[from+i] = '-'
+		}
 	}
-	s := strings.ReplaceAll(a.String(), ":", "-")
-	if strings.HasSuffix(s, "-") {
-		s += "0"
+	if len(b) > from && b[len(b)-1] == '-' {
+		b = append(b, '0')
 	}
-	return s
+	return b
 }
 
 // ParseDashed reads an address written with dashes. Three single dashes make an IPv4 address,
@@ -146,12 +151,7 @@ func ParseDashed(label string) (netip.Addr, bool) {
 // section 3.5) or ip6.arpa. (RFC 3596 section 2.5). Names of parts of an address are not one.
 func ParseReverse(name string) (netip.Addr, bool) {
 	if rel, ok := strings.CutSuffix(name, ".in-addr.arpa."); ok {
-		octets := strings.Split(rel, ".")
-		if len(octets) != 4 {
-			return netip.Addr{}, false
-		}
-		a, err := netip.ParseAddr(octets[3] + "." + octets[2] + "." + octets[1] + "." + octets[0])
-		return a, err == nil && a.Is4()
+		return parseReverse4(rel)
 	}
 	rel, ok := strings.CutSuffix(name, ".ip6.arpa.")
 	if !ok || len(rel) != 63 {
@@ -166,6 +166,29 @@ func ParseReverse(name string) (netip.Addr, bool) {
 		b[i/2] = b[i/2]<<4 | v
 	}
 	return netip.AddrFrom16(b), true
+}
+
+// parseReverse4 reads four octets, the last first, each as decimal digits without a zero in front.
+func parseReverse4(rel string) (netip.Addr, bool) {
+	var b [4]byte
+	for i := 3; i >= 0; i-- {
+		octet, rest, more := strings.Cut(rel, ".")
+		if more != (i > 0) || len(octet) == 0 || len(octet) > 3 || (len(octet) > 1 && octet[0] == '0') {
+			return netip.Addr{}, false
+		}
+		n := 0
+		for _, c := range []byte(octet) {
+			if c < '0' || c > '9' {
+				return netip.Addr{}, false
+			}
+			n = n*10 + int(c-'0')
+		}
+		if n > 255 {
+			return netip.Addr{}, false
+		}
+		b[i], rel = byte(n), rest
+	}
+	return netip.AddrFrom4(b), true
 }
 
 func nibble(c byte) (byte, bool) {

@@ -29,14 +29,18 @@ func (t Target) IsEndpoint() bool { return t.endpoint != nil }
 
 // Labels returns what stands in front of the service's name in the target's own; empty for the service
 // itself.
-func (t Target) Labels() string {
-	switch {
-	case t.endpoint == nil:
-		return ""
-	case t.cluster != "":
-		return t.endpoint.Label(t.podNames) + "." + t.cluster
+func (t Target) Labels() string { return string(t.AppendLabels(nil)) }
+
+// AppendLabels appends to b what Labels returns.
+func (t Target) AppendLabels(b []byte) []byte {
+	if t.endpoint == nil {
+		return b
 	}
-	return t.endpoint.Label(t.podNames)
+	b = t.endpoint.appendLabel(b, t.podNames)
+	if t.cluster != "" {
+		b = append(append(b, '.'), t.cluster...)
+	}
+	return b
 }
 
 // Place returns where the endpoint runs, as far as that is known.
@@ -265,25 +269,6 @@ func (x *Index) ClusterIP(a netip.Addr) []model.Key {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return append([]model.Key(nil), x.clusterIPs[a]...)
-}
-
-// Owner is a service that an address is an endpoint of.
-type Owner struct {
-	Service model.Key
-	Endpoint
-	Peers []Endpoint // all ready endpoints of the same slice; shared, not to be changed
-}
-
-// Owners returns every use of an address as a ready endpoint.
-func (x *Index) Owners(a netip.Addr) []Owner {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	refs := x.endpoints[a]
-	out := make([]Owner, len(refs))
-	for i, r := range refs {
-		out[i] = Owner{r.slice.service, r.slice.endpoints[r.i], r.slice.endpoints}
-	}
-	return out
 }
 
 // Service returns a service by its key, or nil.

@@ -35,14 +35,16 @@ const maxLabel = 63
 
 // Label returns the label of the endpoint in front of its service's name: its hostname, else (with
 // podNames) the name of its pod, else its address with dashes.
-func (e Endpoint) Label(podNames bool) string {
+func (e Endpoint) Label(podNames bool) string { return string(e.appendLabel(nil, podNames)) }
+
+func (e *Endpoint) appendLabel(b []byte, podNames bool) []byte {
 	if e.Hostname != "" {
-		return e.Hostname
+		return append(b, e.Hostname...)
 	}
 	if podNames && e.Pod != "" {
-		return e.Pod
+		return append(b, e.Pod...)
 	}
-	return DashedAddr(e.Addr)
+	return appendDashed(b, e.Addr)
 }
 
 // Slice is what answers need of an EndpointSlice. It is a model.Object, in place of the whole one in

@@ -25,6 +25,7 @@ type plan struct {
 type zone struct {
 	*kubernetes.Front
 	suffix   string // the zone's name, as it ends names
+	primary  string // the zone that PTR records point into, without the dot at its end
 	wireLen  int    // octets of the name on the wire
 	answer   clamp
 	denial   clamp
@@ -94,7 +95,7 @@ func zonesOf(s *dnsserver.Server, block *dnsserver.Config, others served) ([]*zo
 			continue
 		}
 		z := common
-		z.Front, z.suffix, z.wireLen = f, f.Zone, len(f.Zone)+1
+		z.Front, z.suffix, z.primary, z.wireLen = f, f.Zone, strings.TrimSuffix(f.Primary, "."), len(f.Zone)+1
 		if measured != nil {
 			label := plugin.Zones(measured.ZoneNames()).Matches(f.Zone)
 			if below(measured.ZoneNames(), f.Zone) {

@@ -37,6 +37,7 @@ type query struct {
 	opt     uint16 // size as the OPT record gives it
 	flags   uint32 // TTL of the OPT record to answer with
 	do      bool   // DNSSEC records are welcome
+	plain   int    // octets up to which the reply's names are not compressed; set by the reader
 
 	text  [256]byte // the name in lower case, each label with a dot behind it
 	textN int

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,8 +16,9 @@ import (
 	"github.com/braidnet/braid/plugin/kubernetes"
 )
 
-// fast are the types that are answered here.
-var fast = []uint16{dns.TypeA, dns.TypeAAAA}
+// fast are the types that are answered here: addresses, ports and names, and others that clients ask for
+// beside them, which a cluster has no records of.
+var fast = []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.TypePTR, dns.TypeHTTPS, dns.TypeSVCB, dns.TypeMX, dns.TypeTXT, dns.TypeCNAME}
 
 // reader serves one socket.
 type reader struct {
@@ -25,6 +27,8 @@ type reader struct {
 	query   query
 	rand    *rand.Rand
 	targets []names.Target
+	pointed []names.Pointer
+	scratch [maxPorts * maxLabels]byte
 	slow    queue
 	done    [batchLen]done
 	nDone   int
@@ -39,7 +43,7 @@ const (
 )
 
 func newReader(g *group, s *socket) *reader {
-	return &reader{group: g, socket: s, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), targets: make([]names.Target, 0, maxTargets)}
+	return &reader{group: g, socket: s, rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), targets: make([]names.Target, 0, maxTargets), pointed: make([]names.Pointer, 0, maxPorts)}
 }
 
 // maxTargets is how many targets of a name are looked at here. Names with more are rare, and making
@@ -104,7 +108,7 @@ func (r *reader) batch(n int) {
 // answer queues the answer to packet i, or reports false.
 func (r *reader) answer(p *plan, i int) bool {
 	q := &r.query
-	if q.typ != dns.TypeA && q.typ != dns.TypeAAAA {
+	if !slices.Contains(fast, q.typ) {
 		return false
 	}
 	name := q.name()
@@ -113,45 +117,56 @@ func (r *reader) answer(p *plan, i int) bool {
 		if !ok || (rel != "" && rel[len(rel)-1] != '.') {
 			continue
 		}
-		reply, whole, rcode := r.make(z, strings.TrimSuffix(rel, "."), i)
+		q.plain = plain6
+		if r.socket.isIPv4(i) {
+			q.plain = plain4
+		}
+		reply, whole, rcode := r.make(z, strings.TrimSuffix(rel, "."))
 		if reply == nil {
 			return false
 		}
 		r.socket.queue(i, len(reply))
-		r.done[r.nDone] = done{zone: z, typ: q.typ, ipv4: r.socket.isIPv4(i), do: q.do, rcode: rcode, asked: len(q.packet), whole: whole}
+		r.done[r.nDone] = done{zone: z, typ: q.typ, ipv4: q.plain == plain4, do: q.do, rcode: rcode, asked: len(q.packet), whole: whole}
 		r.nDone++
 		return true
 	}
 	return false
 }
 
-// make makes the reply to packet i in place; nil when it cannot be made here.
-func (r *reader) make(z *zone, rel string, i int) (reply []byte, whole int, rcode byte) {
+// make makes the reply in place; nil when it cannot be made here. whole is its length before names are
+// compressed and records left out, and without the OPT record.
+func (r *reader) make(z *zone, rel string) (reply []byte, whole int, rcode byte) {
 	q, out := &r.query, r.socket.reply()
-	outcome, targets := z.Addresses(rel, r.targets)
-	if outcome == kubernetes.Found {
-		if len(targets) > maxTargets {
-			return nil, 0, 0
-		}
+	if z.Reverse {
+		reply, whole = r.pointers(z, out)
+		return reply, whole, dns.RcodeSuccess
+	}
+	outcome, name, targets := z.Resolve(rel, q.typ, r.targets)
+	if len(targets) > maxTargets {
+		return nil, 0, 0
+	}
+	if outcome == kubernetes.Found && q.typ == dns.TypeSRV {
+		reply, whole, outcome = r.ports(z, name, targets, out)
+	} else if outcome == kubernetes.Found {
 		if targets = wanted(targets, q.typ); len(targets) == 0 {
 			outcome = kubernetes.NoData
+		} else {
+			z.shuffle(targets, r.rand)
+			reply, whole = q.addresses(out, targets, z.answer.apply(z.TTL))
 		}
 	}
-	switch outcome {
-	case kubernetes.Found:
-		if z.shuffled {
-			shuffle(targets, r.rand)
-		}
-		plain := plain6
-		if r.socket.isIPv4(i) {
-			plain = plain4
-		}
-		reply, whole = q.addresses(out, targets, z.answer.apply(z.TTL), plain)
-	case kubernetes.NoData, kubernetes.NoName:
-		if outcome == kubernetes.NoName {
-			rcode = dns.RcodeNameError
-		}
+	if outcome == kubernetes.NoName {
+		rcode = dns.RcodeNameError
+	}
+	if outcome == kubernetes.NoData || outcome == kubernetes.NoName {
 		reply, whole = q.denial(out, rcode, z.wireLen, soa{ttl: z.denial.apply(min(z.TTL, 300)), minimum: z.TTL, serial: z.Serial()})
 	}
 	return reply, whole, rcode
+}
+
+// shuffle brings targets into random order where loadbalance does.
+func (z *zone) shuffle(targets []names.Target, r *rand.Rand) {
+	if z.shuffled {
+		shuffle(targets, r)
+	}
 }

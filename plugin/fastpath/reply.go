@@ -71,17 +71,17 @@ next:
 	return targets[:n]
 }
 
-// shuffle brings targets into random order, as loadbalance does.
-func shuffle(targets []names.Target, r *rand.Rand) {
-	for i := len(targets) - 1; i > 0; i-- {
+// shuffle brings a list into random order.
+func shuffle[T any](list []T, r *rand.Rand) {
+	for i := len(list) - 1; i > 0; i-- {
 		j := int(r.Uint32N(uint32(i + 1)))
-		targets[i], targets[j] = targets[j], targets[i]
+		list[i], list[j] = list[j], list[i]
 	}
 }
 
-// addresses makes the reply with the addresses of targets, which all are of the type asked for.
-// whole is its length without compression, truncation and OPT record; a nil reply does not fit here.
-func (q *query) addresses(out []byte, targets []names.Target, ttl uint32, plain int) (reply []byte, whole int) {
+// addresses makes the reply with the addresses of targets, which all are of the type asked for. Names are
+// compressed when it does not fit otherwise, and addresses left out when it does not fit then.
+func (q *query) addresses(out []byte, targets []names.Target, ttl uint32) (reply []byte, whole int) {
 	length := 4
 	if q.typ == dns.TypeAAAA {
 		length = 16
@@ -89,7 +89,7 @@ func (q *query) addresses(out []byte, targets []names.Target, ttl uint32, plain 
 	owner := q.packet[headerLen:q.nameEnd]
 	whole = headerLen + len(owner) + questionLen + len(targets)*(len(owner)+rrLen+length)
 	n, short := len(targets), whole+q.room() > q.size
-	if short || whole+q.room() > plain {
+	if short || whole+q.room() > q.plain {
 		owner = []byte{0xc0, headerLen} // a pointer to the question
 	}
 	if short {

@@ -152,24 +152,12 @@ func (k *Kubernetes) reverse(q question) reply {
 
 // pointers returns the distinct names an address leads to.
 func (k *Kubernetes) pointers(addr netip.Addr) (out []string) {
-	for _, key := range k.index().ClusterIP(addr) {
-		if k.pointed(key.Namespace) {
-			return []string{serviceName(key, k.cfg.primary)}
+	for _, p := range k.index().PointersInto(nil, addr, k.cfg.view, k.pointed) {
+		name := serviceName(p.Service, k.cfg.primary)
+		if labels := p.Labels(); labels != "" {
+			name = labels + "." + name
 		}
-	}
-	if k.cfg.view.NoEndpoints {
-		return nil
-	}
-	seen := map[string]bool{}
-	for _, o := range k.index().Owners(addr) {
-		if !k.pointed(o.Service.Namespace) {
-			continue
-		}
-		name := o.Label(k.cfg.view.PodNames) + "." + serviceName(o.Service, k.cfg.primary)
-		if !seen[name] {
-			seen[name] = true
-			out = append(out, name)
-		}
+		out = append(out, name)
 	}
 	return out
 }
