@@ -3,9 +3,12 @@ package dns
 import (
 	"flag"
 	"fmt"
+	"io"
 	"maps"
+	"net/http"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -75,8 +78,14 @@ func (c *tally) String() string {
 	return fmt.Sprintf("%d queries compared, %d differences allowed (%s), differences found: %d", c.queries, total, strings.Join(reasons, "; "), c.found)
 }
 
-// TestOracle compares both programs over hand-written and generated clusters and questions.
+// TestOracle compares both programs over hand-written and generated clusters and questions, ours without
+// and with the word fastpath in every server block.
 func TestOracle(t *testing.T) {
+	t.Run("plugins", func(t *testing.T) { oracle(t, false) })
+	t.Run("fastpath", func(t *testing.T) { oracle(t, true) })
+}
+
+func oracle(t *testing.T, fast bool) {
 	api, err := fakeapi.New()
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +96,12 @@ func TestOracle(t *testing.T) {
 	local := localAddrs()
 	cluster = next(t, api, cluster, 0, local)
 	start(t, "stock", stock(t), corefile(t, all, api.URL(), "stock"))
-	start(t, "ours", ours(t), corefile(t, all, api.URL(), "ours"))
+	ourCorefile, metrics := corefile(t, all, api.URL(), "ours"), ""
+	if fast {
+		metrics = fmt.Sprintf("127.0.0.1:%d", freePort(t))
+		ourCorefile = strings.ReplaceAll(ourCorefile, "    errors\n", "    errors\n    prometheus "+metrics+"\n    fastpath\n")
+	}
+	start(t, "ours", ours(t), ourCorefile)
 	if *onlyFlag != "" {
 		all = slices.DeleteFunc(all, func(v *variant) bool { return v.name != *onlyFlag })
 	}
@@ -113,6 +127,34 @@ func TestOracle(t *testing.T) {
 		compare(t, count, questions)
 	}
 	t.Logf("oracle: seed %d, %d clusters, %d variants, %v: %s", *seedFlag, *clusterFlag, len(all), time.Since(began).Round(time.Millisecond), count)
+	if fast {
+		n := fastAnswers(t, metrics)
+		t.Logf("oracle: %d of the answers were made on the fast path", n)
+		if n < 1000 {
+			t.Error("that is too few to say that it answers the same")
+		}
+	}
+}
+
+// fastAnswers returns how many answers a program says it made on the fast path.
+func fastAnswers(t *testing.T, metrics string) (n int) {
+	t.Helper()
+	res, err := http.Get("http://" + metrics + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(text), "\n") {
+		if value, ok := strings.CutPrefix(line, "coredns_fastpath_answers_total "); ok {
+			f, _ := strconv.ParseFloat(value, 64)
+			n = int(f)
+		}
+	}
+	return n
 }
 
 // compare asks all questions, by a few hands at once.
