@@ -115,12 +115,17 @@ func (p *playground) try(e expectation) error {
 	if err != nil {
 		return err
 	}
-	for _, to := range targets {
-		if err := p.tryOne(e, to); err != nil {
-			return fmt.Errorf("%s: %w", to, err)
-		}
+	errs := make([]error, len(targets))
+	var wg sync.WaitGroup
+	for i, to := range targets {
+		wg.Go(func() {
+			if err := p.tryOne(e, to); err != nil {
+				errs[i] = fmt.Errorf("%s: %w", to, err)
+			}
+		})
 	}
-	return nil
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // tryOne makes connections to one address until all pods have been seen, and some more.
@@ -196,7 +201,7 @@ type answer struct {
 // ask makes one connection, or exchanges one datagram from a new socket.
 func (from place) ask(protocol string, to netip.AddrPort, fate string) (a answer, err error) {
 	wait := patience
-	if fate == "silent" {
+	if fate == "silent" || protocol == "udp" { // a datagram is not sent again
 		wait = silence
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), wait)

@@ -21,6 +21,7 @@ func TestServices(t *testing.T) {
 	}
 	for _, mode := range []string{"nftables", "iptables"} {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			params := parameters(t)
 			dir, setup := t.TempDir(), params.Setup
 			params.Setup = func(e *testscript.Env) error {
