@@ -166,7 +166,16 @@ func (s *space) balance(o *Options) error {
 			return fmt.Errorf("add route of load-balancer addresses %s: %w", f.balancers, err)
 		}
 	}
-	return nil
+	// By addresses and ports. Left to itself IPv4 sends all connections of a client to one node, and IPv6 goes by the
+	// flow label, which changes when a segment is sent again: the connection would move to another node and end.
+	return inNS(nsPath(s.name), func() error {
+		for _, name := range []string{"net/ipv4/fib_multipath_hash_policy", "net/ipv6/fib_multipath_hash_policy"} {
+			if _, err := sysctl.Set(name, "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // buildNode makes one node's namespace. Its veth pair is created inside the namespaces, so that no

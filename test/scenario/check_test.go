@@ -200,10 +200,13 @@ type answer struct {
 
 // ask makes one connection, or exchanges one datagram from a new socket.
 func (from place) ask(protocol string, to netip.AddrPort, fate string) (a answer, err error) {
-	wait := patience
 	if fate == "silent" || protocol == "udp" { // a datagram is not sent again
-		wait = silence
+		return from.askWithin(silence, protocol, to)
 	}
+	return from.askWithin(patience, protocol, to)
+}
+
+func (from place) askWithin(wait time.Duration, protocol string, to netip.AddrPort) (a answer, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
 	conn, err := from.dial(ctx, protocol, to)
@@ -230,7 +233,7 @@ func (from place) ask(protocol string, to netip.AddrPort, fate string) (a answer
 	return a, err
 }
 
-// dial makes the socket in the place's network namespace.
+// dial makes the socket with the place's address.
 func (from place) dial(ctx context.Context, protocol string, to netip.AddrPort) (conn net.Conn, err error) {
 	d := net.Dialer{FallbackDelay: -1} // with one numeric address the socket is made on this very goroutine
 	for _, ip := range from.bind {
@@ -241,13 +244,18 @@ func (from place) dial(ctx context.Context, protocol string, to netip.AddrPort) 
 			}
 		}
 	}
+	return from.dialer(ctx, &d, protocol, to.String())
+}
+
+// dialer makes the socket in the place's network namespace.
+func (from place) dialer(ctx context.Context, d *net.Dialer, protocol, to string) (conn net.Conn, err error) {
 	ns, err := netns.Open(from.netns)
 	if err != nil {
 		return nil, err
 	}
 	defer ns.Close()
 	err = ns.Do(func() error {
-		conn, err = d.DialContext(ctx, protocol, to.String())
+		conn, err = d.DialContext(ctx, protocol, to)
 		return err
 	})
 	return conn, err

@@ -144,14 +144,16 @@ func cmdFill(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
 }
 
-// cmdRestart kills the agents of all nodes and waits until others have taken their place.
+// cmdRestart ends the agents of all nodes, by SIGKILL or the signal it is told, and waits until others have taken
+// their place.
 func cmdRestart(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) > 0 {
-		ts.Fatalf("usage: restart")
+	if neg || len(args) > 1 {
+		ts.Fatalf("usage: restart [SIGNAL]")
 	}
+	signal := append(args, "KILL")[0]
 	before := labStatus(ts)
 	for _, n := range before.Nodes {
-		cmdLab(ts, false, []string{"kill", "node/" + n.Name + "/netagent"})
+		cmdLab(ts, false, []string{"kill", "node/" + n.Name + "/netagent", "--signal", signal})
 	}
 	for end := time.Now().Add(deadline); ; time.Sleep(20 * time.Millisecond) {
 		waits := ""

@@ -4,6 +4,7 @@
 //
 //	load serve :8080
 //	load run --tcp NAME=ADDR:PORT … --hold NAME=ADDR:PORT … --dns ADDR:53 --ask NAME=ADDR
+//	load run --udp NAME=ADDR:PORT … --steady NAME=ADDR:PORT …
 package main
 
 import (
@@ -18,6 +19,8 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -75,9 +78,11 @@ func (t targets) Set(s string) error {
 
 func run(args []string) error {
 	f := flag.NewFlagSet("load run", flag.ContinueOnError)
-	tcp, hold, dns := targets{}, targets{}, targets{}
+	tcp, hold, udp, steady, dns := targets{}, targets{}, targets{}, targets{}, targets{}
 	f.Var(tcp, "tcp", "NAME=ADDR:PORT of a server, to be connected to anew all the time")
 	f.Var(hold, "hold", "NAME=ADDR:PORT of a server, to be kept connected to")
+	f.Var(udp, "udp", "NAME=ADDR:PORT of a server, to be sent datagrams from ever new sockets")
+	f.Var(steady, "steady", "NAME=ADDR:PORT of a server, to be sent datagrams from one socket")
 	f.Var(dns, "dns", "NAME=ADDR:PORT of a DNS server, to be asked")
 	ask := f.String("ask", "", "NAME=ADDR: the question, and what the last record of the answer is")
 	every := f.Duration("every", 25*time.Millisecond, "pause between two probes of one target")
@@ -91,10 +96,16 @@ func run(args []string) error {
 	}
 	c := newCounts()
 	for name, addr := range tcp {
-		go probe(c, name, *every, func() error { return connect(addr) })
+		go probe(c, name, *every, func() error { return connect(c, "tcp", name, addr) })
 	}
 	for name, addr := range hold {
-		go keep(c, name, addr, *every)
+		go keep(c, "tcp", name, addr, *every)
+	}
+	for name, addr := range udp {
+		go probe(c, name, *every, func() error { return connect(c, "udp", name, addr) })
+	}
+	for name, addr := range steady {
+		go keep(c, "udp", name, addr, *every)
 	}
 	for name, addr := range dns {
 		go probeDNS(c, name, addr, q, *every)
@@ -117,17 +128,55 @@ func probe(c *counts, name string, every time.Duration, fn func() error) {
 }
 
 // connect makes one connection, asks one question and closes.
-func connect(addr netip.AddrPort) error {
-	conn, err := net.DialTimeout("tcp", addr.String(), patience)
+func connect(c *counts, network, name string, addr netip.AddrPort) error {
+	d := net.Dialer{Timeout: patience}
+	if network == "udp" {
+		d.LocalAddr = &net.UDPAddr{Port: freshPort()}
+	}
+	conn, err := d.Dial(network, addr.String())
+	for errors.Is(err, syscall.EADDRINUSE) {
+		d.LocalAddr = &net.UDPAddr{Port: freshPort()}
+		conn, err = d.Dial(network, addr.String())
+	}
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	return exchange(conn, bufio.NewReader(conn))
+	return talk(c, name, conn, bufio.NewReader(conn))
 }
 
-func exchange(conn net.Conn, r *bufio.Reader) error {
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+const (
+	firstPort, lastPort = 10000, 60000
+	portsPerSecond      = 400 // more than are used, and few enough that all are used up only after two minutes
+)
+
+var ports atomic.Uint64
+
+func init() { ports.Store(uint64(time.Now().UnixMilli()) * portsPerSecond / 1000) }
+
+// freshPort returns a local port that was not used for as long as possible, nor by a load that ran here before. The
+// kernel picks among its ports at random, so that a datagram often has the port of one sent before: to the kernel
+// of a node the same flow, which stays with its backend also when that has ended, until the node hears of it.
+func freshPort() int { return firstPort + int(ports.Add(1)%(lastPort-firstPort)) }
+
+// talk exchanges a line; over UDP as probeDNS does, once more when no answer comes.
+func talk(c *counts, name string, conn net.Conn, r *bufio.Reader) (err error) {
+	if _, udp := conn.(*net.UDPConn); !udp {
+		return exchange(conn, r, patience)
+	}
+	for range attempts {
+		done := c.begin(name + ", datagrams")
+		err = exchange(conn, r, retryAfter)
+		done(err)
+		if err == nil {
+			break
+		}
+	}
+	return err
+}
+
+func exchange(conn net.Conn, r *bufio.Reader, within time.Duration) error {
+	if err := conn.SetDeadline(time.Now().Add(within)); err != nil {
 		return err
 	}
 	if _, err := io.WriteString(conn, "who\n"); err != nil {
@@ -137,11 +186,12 @@ func exchange(conn net.Conn, r *bufio.Reader) error {
 	return err
 }
 
-// keep exchanges lines on one connection until it breaks, which counts as a failure, and makes another.
-func keep(c *counts, name string, addr netip.AddrPort, every time.Duration) {
+// keep exchanges lines on one connection, or by one UDP socket, until that breaks, which counts as a failure,
+// and makes another.
+func keep(c *counts, network, name string, addr netip.AddrPort, every time.Duration) {
 	for {
 		done := c.begin(name)
-		conn, err := net.DialTimeout("tcp", addr.String(), patience)
+		conn, err := net.DialTimeout(network, addr.String(), patience)
 		done(err)
 		if err != nil {
 			time.Sleep(every)
@@ -149,7 +199,7 @@ func keep(c *counts, name string, addr netip.AddrPort, every time.Duration) {
 		}
 		for r := bufio.NewReader(conn); err == nil; time.Sleep(every) {
 			done := c.begin(name)
-			err = exchange(conn, r)
+			err = talk(c, name, conn, r)
 			done(err)
 		}
 		conn.Close()

@@ -1,0 +1,273 @@
+package scenario
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+const (
+	// pace is the pause between two connections of one line: fifty a second, to each address.
+	pace = "20ms"
+	// enough connections of each kind after a change say that it has come through.
+	enough   = 25
+	loadPort = "127.0.0.1:8099"
+)
+
+// loads are the streams of connections that scripts started, by name of the playground.
+var loads sync.Map
+
+// load is the program test/cluster/load, running in several places of a playground.
+type load struct {
+	*playground
+	probes   map[string]int // how many each place makes
+	commands []*exec.Cmd
+}
+
+// loadProgram builds the program once.
+var loadProgram = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "braid-load")
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(dir, "load")
+	build := exec.Command("go", "build", "-mod=readonly", "-o", file, "./load")
+	build.Dir, build.Env = "../cluster", append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build test/cluster/load: %w\n%s", err, out)
+	}
+	return file, nil
+})
+
+// cmdLoad starts the connections that a file lists, in place of those of an earlier one:
+//
+//	FROM PROBE TARGET…
+//
+// tcp makes new connections all the time, udp exchanges datagrams from new sockets, hold and steady keep one
+// connection or socket for each address.
+func cmdLoad(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: load FILE")
+	}
+	endLoad(ts.Getenv("LAB"))
+	program, err := loadProgram()
+	ts.Check(err)
+	l := &load{playground: look(ts), probes: map[string]int{}}
+	argv := map[string][]string{}
+	for line := range strings.Lines(ts.ReadFile(args[0])) {
+		words := strings.Fields(line)
+		if len(words) == 0 {
+			continue
+		}
+		for _, target := range words[2:] {
+			addrs, err := l.targets(target)
+			ts.Check(err)
+			for _, to := range addrs {
+				argv[words[0]] = append(argv[words[0]], "--"+words[1], fmt.Sprintf("%s %s %s=%s", words[1], target, to, to))
+				l.probes[words[0]]++
+				if words[1] == "udp" || words[1] == "steady" {
+					l.probes[words[0]]++ // its datagrams are counted too
+				}
+			}
+		}
+	}
+	loads.Store(l.name, l)
+	ts.Defer(func() { endLoad(l.name) })
+	for from, probes := range argv {
+		at := from
+		if _, isNode := strings.CutPrefix(from, "n"); isNode {
+			at = "node/" + from
+		}
+		c := exec.Command(lookPath(ts, "netagent"), append([]string{"lab", "exec", "--name", l.name, at, "--", program, "run", "--every", pace, "--stats", loadPort}, probes...)...)
+		c.Stderr = os.Stderr
+		ts.Check(c.Start())
+		l.commands = append(l.commands, c)
+	}
+	_, err = l.settled()
+	ts.Check(err)
+}
+
+func endLoad(lab string) {
+	v, ok := loads.LoadAndDelete(lab)
+	if !ok {
+		return
+	}
+	for _, c := range v.(*load).commands {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	}
+}
+
+// tally is what became of the connections of one line.
+type tally struct {
+	OK, Failed, Slow int
+	Worst            time.Duration
+	Errors           []string
+}
+
+// take returns what was counted since the last time, by place and line.
+func (l *load) take() (map[string]tally, error) {
+	out := map[string]tally{}
+	for from := range l.probes {
+		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			return l.places[from].dialer(ctx, &net.Dialer{FallbackDelay: -1}, network, addr)
+		}}}
+		resp, err := client.Get("http://" + loadPort + "/take")
+		if err != nil {
+			return nil, err
+		}
+		var counts map[string]tally
+		err = json.NewDecoder(resp.Body).Decode(&counts)
+		resp.Body.Close()
+		if err != nil {
+			return nil, err
+		}
+		for name, t := range counts {
+			out[from+" "+name] = t
+		}
+	}
+	return out, nil
+}
+
+// settled counts until every line has made enough connections that succeeded, since begun, and none failed
+// among the last. It returns all of them.
+func (l *load) settled() (map[string]tally, error) {
+	want := l.wanted()
+	all, last := map[string]tally{}, map[string]tally{}
+	for end := time.Now().Add(deadline); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		part, err := l.take()
+		if err != nil {
+			if len(all) > 0 {
+				return nil, err
+			}
+			continue // it has not begun to answer
+		}
+		for name, t := range part {
+			all[name], last[name] = add(all[name], t), add(last[name], t)
+			if t.Failed > 0 {
+				last = map[string]tally{}
+			}
+		}
+		if len(last) >= want && !slices.ContainsFunc(slices.Collect(maps.Values(last)), func(t tally) bool { return t.OK < enough }) {
+			return all, nil
+		}
+	}
+	return nil, fmt.Errorf("after %s not all connections succeed:\n%s", deadline, failures(all))
+}
+
+// wanted is how many lines there are to be counts for.
+func (l *load) wanted() (n int) {
+	for _, probes := range l.probes {
+		n += probes
+	}
+	return n
+}
+
+func add(a, b tally) tally {
+	return tally{a.OK + b.OK, a.Failed + b.Failed, a.Slow + b.Slow, max(a.Worst, b.Worst), append(a.Errors, b.Errors...)}
+}
+
+func failures(all map[string]tally) string {
+	var out strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		if t := all[name]; t.Failed > 0 {
+			fmt.Fprintf(&out, "%s: %d of %d failed: %s\n", name, t.Failed, t.Failed+t.OK, strings.Join(t.Errors[:min(5, len(t.Errors))], "; "))
+		}
+	}
+	return out.String()
+}
+
+// cmdUnharmed counts what the load has done since the last time, and enough more, and fails when anything
+// failed. With the word "retried" single datagrams may have gone unanswered, if the next from the same socket was
+// answered: a backend that is not ready loses its UDP flows, and with them the answers that are under way.
+func cmdUnharmed(ts *testscript.TestScript, neg bool, args []string) {
+	retried := slices.Equal(args, []string{"retried"})
+	if neg || len(args) > 0 && !retried {
+		ts.Fatalf("usage: unharmed [retried]")
+	}
+	before, err := loadOf(ts).take()
+	ts.Check(err)
+	after, err := loadOf(ts).settled()
+	ts.Check(err)
+	for name, t := range before {
+		after[name] = add(after[name], t)
+	}
+	sum, lost := tally{}, 0
+	for name, t := range after {
+		if _, datagrams := strings.CutSuffix(name, ", datagrams"); datagrams && retried {
+			lost += t.Failed
+			continue
+		}
+		sum = add(sum, t)
+	}
+	if sum.Failed > 0 {
+		ts.Fatalf("%d of %d failed:\n%s", sum.Failed, sum.OK+sum.Failed, failures(after))
+	}
+	ts.Logf("%d connections and exchanges, none failed, %d slow, worst %s, datagrams sent again %d", sum.OK, sum.Slow, sum.Worst.Round(time.Millisecond), lost)
+}
+
+func loadOf(ts *testscript.TestScript) *load {
+	v, ok := loads.Load(ts.Getenv("LAB"))
+	if !ok {
+		ts.Fatalf("no load was started")
+	}
+	return v.(*load)
+}
+
+// cmdRepaired runs a command that does harm on a node, and says how long it took until connections succeed again
+// from a pod there, the node and outside: `repaired NODE POD SERVICE:PORT NODEPORT COMMAND…`.
+func cmdRepaired(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 5 {
+		ts.Fatalf("usage: repaired NODE POD SERVICE:PORT NODEPORT COMMAND…")
+	}
+	l, node := loadOf(ts), args[0]
+	begin := time.Now()
+	cmdLab(ts, false, append([]string{"exec", "node/" + node, "--"}, args[4:]...))
+	harmed := time.Now()
+	var works time.Time
+	for end := begin.Add(deadline); ; time.Sleep(5 * time.Millisecond) {
+		works = time.Now()
+		err := errors.Join(l.answers(args[1], args[2]), l.answers(node, args[2]), l.answers("outside", node+":"+args[3]))
+		if err == nil {
+			break
+		}
+		if works.After(end) {
+			ts.Fatalf("%s after %q: %v", deadline, strings.Join(args[4:], " "), err)
+		}
+	}
+	during, err := l.settled()
+	ts.Check(err)
+	sum := tally{}
+	for _, t := range during {
+		sum = add(sum, t)
+	}
+	ts.Logf("%q took %s, connections succeeded %s after it at the latest; of %d during that time and after it %d failed and %d were slow",
+		strings.Join(args[4:], " "), harmed.Sub(begin).Round(time.Millisecond), works.Sub(harmed).Round(time.Millisecond), sum.OK+sum.Failed, sum.Failed, sum.Slow)
+}
+
+// answers makes one connection to each address and waits for none of them longer than an answer takes here.
+func (l *load) answers(from, target string) error {
+	addrs, err := l.targets(target)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, to := range addrs {
+		_, err := l.places[from].askWithin(100*time.Millisecond, "tcp", to)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
