@@ -115,6 +115,10 @@ func (a *Agent) build() error {
 		a.addLoop("services", s.step, blindAudit)
 		a.addLoop("conntrack", s.flows.step, quietAudit)
 		s.flows.kick = a.byName["conntrack"].Kick
+		if s.local != nil {
+			a.addLoop("loopback", s.local.step, loopbackAudit)
+			s.local.kick = a.byName["loopback"].Kick
+		}
 		a.health = newHealthPorts(s.planner, a.proxyHealthy, a.log)
 		a.addLoop("health-ports", a.health.step, healthPortsRetry)
 	}

@@ -31,6 +31,8 @@ func Cleanup(ctx context.Context, c Config) (removed []string, err error) {
 		files = append([]string{filepath.Join(c.CNIConfDir, Conflist)}, files...)
 	}
 	removed, errs = removeFiles(removed, errs, files...)
+	opened, err := setLoopback(nil) // before the guard goes
+	removed, errs = append(removed, opened...), append(errs, err)
 	for _, r := range remainsBeside(nil, c.Log) {
 		had, err := r.Cleanup()
 		if errors.Is(err, os.ErrPermission) {

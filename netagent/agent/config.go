@@ -43,6 +43,7 @@ type Config struct {
 	ExternalIPs       string
 	NodePortAddresses string
 	DetectLocal       DetectLocal
+	LocalhostPorts    bool   // node ports are served on 127.0.0.1 too
 	HTTP              string // host:port of health and metrics; empty = off
 	HealthzBind       string // host:port of what kube-proxy's health port answers; empty = off
 	Conntrack         ConntrackConfig
@@ -102,7 +103,7 @@ func (c *Config) Validate() error {
 
 // services returns what the service planner is told.
 func (c *Config) services() (service.Config, error) {
-	out := service.Config{Node: c.Node, MasqueradeAll: c.MasqueradeAll}
+	out := service.Config{Node: c.Node, MasqueradeAll: c.MasqueradeAll, Loopback: c.LocalhostPorts}
 	var err error
 	if out.Local, err = c.DetectLocal.local(); err != nil {
 		return out, err

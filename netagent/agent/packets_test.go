@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/braidnet/braid/internal/kernel/netns/nstest/wire"
+	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/service"
 )
@@ -35,7 +36,10 @@ func decide(all []service.Frontend, net service.Net, p wire.Packet) expected {
 		return slices.ContainsFunc(list, func(r netip.Prefix) bool { return r.Contains(a) })
 	}
 	own := wire.Own(p.Dst.Addr().Is4())
-	toNode, fromNode := slices.Contains(own, p.Dst.Addr()), slices.Contains(own, p.Src.Addr())
+	toNode, fromNode := slices.Contains(own, p.Dst.Addr()) || p.Dst.Addr().IsLoopback(), p.Link() == ""
+	if p.Link() != "" && (p.Src.Addr().IsLoopback() || p.Dst.Addr().IsLoopback()) {
+		return expected{what: "dropped"}
+	}
 	fromPod := !fromNode && (inAny(net.PodSources(), p.Src.Addr()) || net.Local.Matches(p.Link()))
 	var f *service.Frontend
 	clusterIP := false
@@ -46,7 +50,8 @@ func decide(all []service.Frontend, net service.Net, p wire.Packet) expected {
 			if x.Addr.Is4() != p.Dst.Addr().Is4() || uint8(x.Protocol) != p.Protocol || x.Port != p.Dst.Port() || (x.Kind == service.NodePort) != nodePorts || f != nil {
 				continue
 			}
-			if nodePorts && toNode && inAny(net.NodePorts, p.Dst.Addr()) || x.Addr == p.Dst.Addr() {
+			served := inAny(net.NodePorts, p.Dst.Addr()) && (net.Loopback || !p.Dst.Addr().IsLoopback())
+			if nodePorts && toNode && served || x.Addr == p.Dst.Addr() {
 				f = x
 			}
 		}
@@ -193,6 +198,7 @@ func (w world) net() service.Net {
 		NodePorts:   []netip.Prefix{p("0.0.0.0/0"), p("::/0")}}
 	n.Local = pick(w, service.Local{}, service.Local{}, service.Local{Sources: []netip.Prefix{p("10.244.0.0/16"), p("fd00:10:244::/48")}},
 		service.Local{Link: "pods0"}, service.Local{Link: "pods", Prefix: true}, service.Local{Link: "u", Prefix: true}, service.Local{Link: "pods"})
+	n.Loopback = w.IntN(2) == 0
 	if w.IntN(3) == 0 {
 		n.NodePorts = []netip.Prefix{p("10.244.0.0/16"), p("2001:db8::/64")}
 	}
@@ -223,8 +229,26 @@ func (w world) packet(all []service.Frontend, port uint16) wire.Packet {
 	if !dst.Is4() {
 		src = []string{"2001:db8::1", "2001:db8::50", "2001:db8:51::7", "fd09::9", "fd00:10:244:1::1", "fd00:10:244:1::11", "fd00:10:244:1::12", "fd00:10:244:2::11"}
 	}
-	p.Src, p.Dst = netip.AddrPortFrom(netip.MustParseAddr(pick(w, src...)), port), netip.AddrPortFrom(dst, number)
+	from := pick(w, src...)
+	if slices.Contains(wire.Own(true), dst) && w.IntN(3) == 0 {
+		from = w.loopback(&p, &dst, from)
+	}
+	p.Src, p.Dst = netip.AddrPortFrom(netip.MustParseAddr(from), port), netip.AddrPortFrom(dst, number)
 	return p
+}
+
+// loopback makes of a packet to the node one to a loopback address, its own or an intruder's, or an intruder's that
+// pretends to be of the node.
+func (w world) loopback(p *wire.Packet, dst *netip.Addr, from string) (src string) {
+	if w.IntN(3) > 0 {
+		*dst = netip.MustParseAddr(pick(w, "127.0.0.1", "127.1.2.3"))
+		if w.IntN(2) == 0 && wire.Own(true)[0].String() != from && wire.Own(true)[1].String() != from {
+			return from
+		}
+	} else {
+		p.Via = pick(w, "up0", "pods0")
+	}
+	return "127.0.0.1"
 }
 
 // table makes one without two frontends at one place.
@@ -261,10 +285,15 @@ func runPackets(t *testing.T, seed int64, construct func(*slog.Logger) (service.
 	r.construct(construct)
 	all, net := w.table(25), w.net()
 	r.do("Replace", func() error { return r.plane.Replace(all, net) })
+	r.route(net.Loopback)
 	r.check("a new table", all, net, 150)
 	for round := range 4 {
 		d := r.change(&all, &net)
+		if !net.Loopback {
+			r.route(false)
+		}
 		r.do("Apply", func() error { return r.plane.Apply(d) })
+		r.route(net.Loopback)
 		r.check(fmt.Sprintf("after change %d", round+1), all, net, 60)
 	}
 	r.construct(construct) // an agent that starts again
@@ -291,6 +320,19 @@ func (r *packetRun) do(what string, step func() error) {
 	if err := r.Do(step); err != nil {
 		r.t.Fatalf("%s: %v", what, err)
 	}
+}
+
+// route lets the kernel route loopback addresses, or not.
+func (r *packetRun) route(loopback bool) {
+	value := map[bool]string{true: "1", false: "0"}[loopback]
+	r.do("route_localnet", func() error {
+		for _, dev := range []string{"up0", "pods0"} {
+			if _, err := sysctl.Set("net/ipv4/conf/"+dev+"/route_localnet", value); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // change alters the table and returns the delta.
@@ -337,6 +379,9 @@ func (r *packetRun) check(when string, all []service.Frontend, net service.Net, 
 	for range n {
 		r.ports++
 		p := r.packet(all, 2000+r.ports)
+		if p.Via != "" && !net.Loopback {
+			continue // who pretends to be of the node, and is no matter of ours then, may be told that there is no endpoint
+		}
 		for range 1 + r.IntN(3) { // again, from another port of the client
 			r.ports++
 			p.Src = netip.AddrPortFrom(p.Src.Addr(), 2000+r.ports)

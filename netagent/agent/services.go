@@ -30,6 +30,7 @@ type services struct {
 	ledger  *ledger
 	metrics *proxyMetrics
 	flows   *flowKeeper
+	local   *loopbackRoutes // nil unless node ports are served on loopback addresses
 
 	mu        sync.Mutex               // held over a step
 	rules     *ruleset                 // nil where changes by others cannot be seen
@@ -62,6 +63,12 @@ func newServices(c Config, l *ledger, m *proxyMetrics) (*services, error) {
 		s.close()
 		return nil, err
 	}
+	if cfg.Loopback {
+		if s.local, err = newLoopbackRoutes(c.Log); err != nil {
+			s.close()
+			return nil, err
+		}
+	}
 	return s, nil
 }
 
@@ -77,6 +84,9 @@ func (s *services) close() {
 	}
 	if s.flows != nil {
 		s.flows.conn.Close()
+	}
+	if s.local != nil {
+		s.local.close()
 	}
 }
 
@@ -193,6 +203,11 @@ func (s *services) replace() (reconcile.Outcome, error) {
 	b := s.ledger.take()
 	s.planner.Flush() // what All returns includes everything that was dirty
 	all, net := s.planner.All()
+	if first && s.local == nil { // before what an earlier run's rules guard is open without them
+		if _, err := setLoopback(nil); err != nil {
+			return reconcile.Outcome{}, err
+		}
+	}
 	var repaired func() bool
 	if s.rules != nil {
 		repaired = s.rules.repair()
@@ -200,6 +215,9 @@ func (s *services) replace() (reconcile.Outcome, error) {
 	}
 	if err := s.write(true, b, func() error { return s.dataplane.Replace(all, net) }); err != nil {
 		return reconcile.Outcome{}, err
+	}
+	if s.local != nil {
+		s.local.replaced(all)
 	}
 	s.settle(true)
 	if first { // ours is in force: what another mode left would translate twice
@@ -249,6 +267,9 @@ func (s *services) apply() (reconcile.Outcome, error) {
 			return reconcile.Outcome{}, err
 		}
 		s.settle(true)
+	}
+	if s.local != nil {
+		s.local.applied(d)
 	}
 	for _, k := range d.Delete {
 		delete(s.frontends, k)

@@ -129,9 +129,14 @@ type Net struct {
 	// IP of a frontend are dropped, rather than sent out by the default route; those to a cluster IP
 	// by a port that is none of its frontends' are refused.
 	Services []netip.Prefix
-	// NodePorts are the addresses of this node that serve node ports: those of its own in these ranges,
-	// loopback never. Both families are listed, a family that serves everywhere with its 0.0.0.0/0 or ::/0.
+	// NodePorts are the addresses of this node that serve node ports: those of its own in these ranges.
+	// Both families are listed, a family that serves everywhere with its 0.0.0.0/0 or ::/0.
 	NodePorts []netip.Prefix
+	// Loopback says whether addresses in 127.0.0.0/8 count among NodePorts, for the node itself. The kernel
+	// routes such connections only where it is told to (route_localnet), which opens loopback services to the
+	// network (CVE-2020-8558). So packets to or from loopback addresses that come in by another device than
+	// lo are dropped before anything else then. [::1] never counts: the kernel has no such switch.
+	Loopback bool
 }
 
 // Delta is what changed since the last Flush. A frontend in Set replaces the one with its Key.

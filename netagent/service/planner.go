@@ -19,6 +19,7 @@ type Config struct {
 	NodePortAddresses []netip.Prefix
 	NodePortPrimary   bool
 	Local             Local // who counts as a pod of this node
+	Loopback          bool  // see Net.Loopback
 }
 
 // Planner turns the cluster's Services and EndpointSlices into the frontends of one node.
@@ -198,7 +199,7 @@ func (in *inputs) setCIDR(k model.Key, cidr *model.ServiceCIDR) {
 // net gathers what translation needs to know about addresses.
 func (in *inputs) net() Net {
 	n := in.pods.net(in.at.Node)
-	n.Local = in.at.Local
+	n.Local, n.Loopback = in.at.Local, in.at.Loopback
 	for _, list := range in.cidrs {
 		n.Services = append(n.Services, list...)
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,8 +23,12 @@ const (
 	timeout  = 3 * time.Minute
 )
 
-// tables are those that Save reads.
-var tables = []string{"nat", "filter"}
+// tables are those that Save reads, optional those that it reads where they exist: in the kernel's older
+// tables, reading one makes it, and needs its module.
+var (
+	tables   = []string{"nat", "filter"}
+	optional = []string{"raw"}
+)
 
 // Tool is a working pair of restore and save programs.
 type Tool struct {
@@ -97,10 +102,13 @@ func (t *Tool) Check() error {
 	return t.Test("*nat\nCOMMIT\n") // takes the lock
 }
 
-// Save reads the nat and filter tables: table -> chain -> rules without "-A CHAIN ".
+// Save reads the tables nat and filter, and raw where there is one: table -> chain -> rules without "-A CHAIN ".
 func (t *Tool) Save() (map[string]map[string][]string, error) {
 	out := map[string]map[string][]string{}
-	for _, table := range tables {
+	for _, table := range append(slices.Clone(tables), optional...) {
+		if !t.NFTables() && slices.Contains(optional, table) && !exists(t.ipv6, table) {
+			continue
+		}
 		text, stderr, err := run(nil, t.save, "-t", table)
 		if err != nil {
 			return nil, fmt.Errorf("read table %s with %s: %w: %s", table, t.save, err, strings.TrimSpace(stderr))

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -130,11 +131,19 @@ func (t *Tool) Tables() (map[string]map[string][]string, error) {
 
 // inUse reports whether the kernel has tables of variant legacy for the tool's family. It makes them when
 // they are first used, and keeps them.
-func (t *Tool) inUse() bool {
+func (t *Tool) inUse() bool { return len(legacyTables(t.ipv6)) > 0 }
+
+// exists reports whether the kernel has a table of variant legacy.
+func exists(ipv6 bool, table string) bool { return slices.Contains(legacyTables(ipv6), table) }
+
+func legacyTables(ipv6 bool) []string {
 	file := "/proc/thread-self/net/ip_tables_names" // of the calling thread's network namespace
-	if t.ipv6 {
+	if ipv6 {
 		file = "/proc/thread-self/net/ip6_tables_names"
 	}
 	names, err := os.ReadFile(file)
-	return err == nil && len(names) > 0
+	if err != nil {
+		return nil
+	}
+	return strings.Fields(string(names))
 }

@@ -3,6 +3,7 @@ package ipt
 import (
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -51,7 +52,10 @@ func NewWatch(families ...bool) (*Watch, error) {
 func (w *Watch) Sum() (uint32, error) {
 	sum := crc32.NewIEEE()
 	for _, s := range w.sockets {
-		for _, table := range tables {
+		for _, table := range append(slices.Clone(tables), optional...) {
+			if slices.Contains(optional, table) && !exists(s.level == unix.IPPROTO_IPV6, table) {
+				continue
+			}
 			var i info
 			copy(i.name[:], table)
 			size := uint32(unsafe.Sizeof(i))

@@ -53,3 +53,15 @@ func Set(name, value string) (changed bool, err error) {
 	}
 	return true, nil
 }
+
+// List returns the names below a folder of parameters, such as the devices in "net/ipv4/conf", sorted.
+func List(folder string) (names []string, err error) {
+	entries, err := os.ReadDir(filepath.Join(root, folder))
+	if err != nil {
+		return nil, fmt.Errorf("list sysctls %s: %w", folder, err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, nil
+}

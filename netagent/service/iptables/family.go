@@ -8,9 +8,13 @@ import (
 	"github.com/braidnet/braid/netagent/service"
 )
 
-// The tables in the order in which they are written: translation first, so that a frontend that gets
-// its first backend is translated before it stops being refused.
-var tables = []string{"nat", "filter"}
+// The tables in the order in which they are written: what guards loopback addresses before any of them is
+// served, and translation before refusal, so that a frontend that gets its first backend is translated before it
+// stops being refused.
+var tables = append([]string{"raw"}, frontendTables...)
+
+// frontendTables are those in which frontends have rules.
+var frontendTables = []string{"nat", "filter"}
 
 // family is all that differs between IPv4 and IPv6.
 type family struct {
@@ -50,6 +54,18 @@ var jumps = []jump{
 	{"filter", "FORWARD", rule(comment("braid forwarding"), "-j "+chainForward)},
 	{"filter", "FORWARD", rule(untranslated, comment("braid refused connections"), "-j "+chainServices)},
 	{"filter", "OUTPUT", rule(untranslated, comment("braid refused connections"), "-j "+chainServices)},
+}
+
+// guard leads to what guards loopback addresses. Other than the jumps above it is there only where these are served.
+var guard = jump{"raw", "PREROUTING", rule(comment("braid loopback addresses"), "-j "+chainLoopback)}
+
+// loopbackRules keep everybody but the node itself from its loopback addresses. They come before connection tracking, so
+// nobody's translation comes before them, and replies, which are not translated back yet, pass.
+func (f family) loopbackRules() []string {
+	return []string{
+		rule(destination(f.loopback), "! -i lo", comment("braid from elsewhere"), "-j DROP"),
+		rule(source(f.loopback), "! -i lo", comment("braid from elsewhere"), "-j DROP"),
+	}
 }
 
 // chainID names a chain.
@@ -97,7 +113,7 @@ func (f family) netChains(net service.Net, liberal bool) map[chainID][]string {
 	for _, p := range cluster {
 		outside = append(outside, rule(destination(p), comment("braid pods keep their address"), "-j RETURN"))
 	}
-	nodePorts := f.nodePorts(net.NodePorts)
+	nodePorts := f.nodePorts(net.NodePorts, net.Loopback && !f.ipv6)
 	refused := []string{
 		rule(comment("braid service addresses"), "-j "+chainAddresses),
 		rule(comment("braid cluster IPs"), "-j "+chainClusterIPs),
@@ -143,17 +159,17 @@ func (f family) invalid(net service.Net, liberal bool) (rules []string) {
 
 // nodePorts returns the rules that lead to node ports: those of the node's own addresses that lie in the
 // ranges. A node port on a loopback address would be translated to a packet that the kernel refuses to
-// route (martian), and to allow that opens loopback services to the network (CVE-2020-8558): loopback
-// addresses are left to whoever listens there.
-func (f family) nodePorts(ranges []netip.Prefix) (rules []string) {
+// route (martian) unless it is told to: see service.Net.Loopback. Without that, loopback addresses are left to
+// whoever listens there.
+func (f family) nodePorts(ranges []netip.Prefix, loopback bool) (rules []string) {
 	own := aggregate(f.own(ranges))
 	local := "-m addrtype --dst-type LOCAL"
-	if len(own) == 1 && own[0].Bits() == 0 {
+	if !loopback && len(own) == 1 && own[0].Bits() == 0 {
 		return []string{rule("! "+destination(f.loopback), comment("braid node ports"), local, "-j "+chainNodePorts)}
 	}
 	for _, p := range own {
 		switch {
-		case !p.Overlaps(f.loopback):
+		case loopback || !p.Overlaps(f.loopback):
 		case p.Bits() >= f.loopback.Bits():
 			continue
 		default: // the only range that has all of loopback in it, the ranges being disjoint

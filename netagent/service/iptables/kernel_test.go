@@ -14,6 +14,7 @@ type fakeKernel Saved
 
 func newFakeKernel() fakeKernel {
 	return fakeKernel{
+		"raw":    {"PREROUTING": {"-j RETURN"}, "OUTPUT": nil},
 		"nat":    {"PREROUTING": {"-j FOREIGN"}, "INPUT": nil, "OUTPUT": nil, "POSTROUTING": nil, "FOREIGN": {"-p tcp -j RETURN"}},
 		"filter": {"INPUT": nil, "FORWARD": {"-p tcp -m tcp --dport 9 -j DROP"}, "OUTPUT": nil},
 	}

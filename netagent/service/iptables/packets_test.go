@@ -148,7 +148,7 @@ func (w *world) model(p packet) map[fate]bool {
 	loopback := newFamily(w.ipv6).loopback
 	key := service.Key{Protocol: p.proto, Addr: p.dst, Port: p.port}
 	f, ok := w.table[slotOf(key)]
-	if !ok && p.dstLocal && !loopback.Contains(p.dst) && inRange(w.net.NodePorts, p.dst) {
+	if !ok && p.dstLocal && (w.net.Loopback && !w.ipv6 || !loopback.Contains(p.dst)) && inRange(w.net.NodePorts, p.dst) {
 		key.Kind, key.Addr = service.NodePort, netip.IPv4Unspecified()
 		if w.ipv6 {
 			key.Addr = netip.IPv6Unspecified()

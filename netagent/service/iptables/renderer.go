@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -17,6 +18,7 @@ type Saved map[string]map[string][]string
 type Renderer struct {
 	family
 	liberal   bool
+	loopback  bool // the guard of loopback addresses is wanted
 	frontends map[slot]service.Frontend
 	closed    map[slot]closed
 	touched   map[slot]struct{}  // frontends set since the last Commit
@@ -56,7 +58,7 @@ func (r *Renderer) reset() {
 	r.dirty = map[chainID]struct{}{}
 	r.fix = map[string][]string{}
 	r.trees = map[chainID]*tree{}
-	for _, t := range tables {
+	for _, t := range frontendTables {
 		for _, root := range []string{chainAddresses, chainNodePorts} {
 			r.trees[chainID{t, root}] = newTree()
 		}
@@ -69,7 +71,7 @@ func (r *Renderer) reset() {
 func (r *Renderer) Replace(all []service.Frontend, net service.Net, kernel Saved) {
 	r.reset()
 	r.setAll(r.skeleton())
-	r.setAll(r.netChains(net, r.liberal))
+	r.setNet(net)
 	for i := range all {
 		r.set(&all[i])
 	}
@@ -80,7 +82,11 @@ func (r *Renderer) Replace(all []service.Frontend, net service.Net, kernel Saved
 // Apply wants the change d on top of what was wanted before.
 func (r *Renderer) Apply(d service.Delta) {
 	if d.Net != nil {
-		r.setAll(r.netChains(*d.Net, r.liberal))
+		guarded := r.loopback
+		if r.setNet(*d.Net); r.loopback != guarded {
+			verb := map[bool]string{true: "-I %s 1 %s", false: "-D %s %s"}[r.loopback]
+			r.fix[guard.table] = []string{fmt.Sprintf(verb, guard.chain, guard.rule)}
+		}
 	}
 	for _, k := range d.Delete {
 		if old, ok := r.frontends[slotOf(k)]; ok && old.Key == k {
@@ -91,6 +97,18 @@ func (r *Renderer) Apply(d service.Delta) {
 		r.set(&d.Set[i])
 	}
 	r.plant()
+}
+
+// setNet wants the chains that depend on addresses.
+func (r *Renderer) setNet(net service.Net) {
+	r.setAll(r.netChains(net, r.liberal))
+	id := chainID{guard.table, chainLoopback}
+	if r.loopback = net.Loopback && !r.ipv6; r.loopback {
+		r.setAll(map[chainID][]string{id: r.loopbackRules()})
+	} else {
+		delete(r.want, id)
+		r.dirty[id] = struct{}{}
+	}
 }
 
 // set makes f the frontend of its slot, open whatever came before.
@@ -122,7 +140,7 @@ func (r *Renderer) show(f *service.Frontend, state closure) {
 	}
 	key, _ := dispatchKey(f.Key)
 	rules := r.dispatch(f, key, state)
-	for _, table := range tables {
+	for _, table := range frontendTables {
 		if x := rules[table]; x != "" {
 			r.tree(table, f).put(key, x)
 		} else {
@@ -234,13 +252,21 @@ func (r *Renderer) adopt(kernel Saved) {
 			r.have[id] = rules
 			r.dirty[id] = struct{}{}
 		}
-		r.fix[t] = fixJumps(t, kernel[t])
+		r.fix[t] = fixJumps(t, kernel[t], r.jumps())
 	}
+}
+
+// jumps lists the jumps that are wanted.
+func (r *Renderer) jumps() []jump {
+	if r.loopback {
+		return append([]jump{guard}, jumps...)
+	}
+	return jumps
 }
 
 // fixJumps returns the commands after which the foreign chains of a table hold each of our jumps
 // once. Rules that lead to our chains in any other way are remains of another release.
-func fixJumps(table string, chains map[string][]string) (commands []string) {
+func fixJumps(table string, chains map[string][]string, jumps []jump) (commands []string) {
 	present := map[jump]bool{}
 	for _, name := range sortedNames(chains) {
 		if strings.HasPrefix(name, Prefix) {

@@ -22,6 +22,7 @@ const (
 	chainNodePorts   = Prefix + "NODEPORTS"   // root of the dispatch by node port, in both tables
 	chainClusterIPs  = Prefix + "CLUSTERIPS"  // root of the dispatch by cluster IP, whatever the port
 	chainRefuse      = Prefix + "REFUSE"      // for ports of cluster IPs that no service has
+	chainLoopback    = Prefix + "LOOPBACK"    // for loopback addresses, where they serve node ports
 	chainForward     = Prefix + "FORWARD"     // entry for forwarded packets
 	chainInvalid     = Prefix + "INVALID"     // for packets that connection tracking cannot place
 	chainPostrouting = Prefix + "POSTROUTING" // entry of masquerading

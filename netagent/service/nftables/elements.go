@@ -91,7 +91,7 @@ func NetElements(f desired.NFTFamily, net service.Net) []desired.NFTElement {
 	// Local pods are pods of the cluster, whatever else the list of all nodes lacks for the moment.
 	all := slices.Concat(net.ClusterPods, net.LocalPods)
 	return slices.Concat(merged(f, setLocalPods, net.LocalPods), merged(f, setPodSources, net.PodSources()), podLinks(net.Local),
-		merged(f, setClusterPods, all), merged(f, setServiceRanges, net.Services), merged(f, setNodeAddresses, net.NodePorts))
+		merged(f, setClusterPods, all), merged(f, setServiceRanges, net.Services), nodeAddresses(f, net))
 }
 
 // podLinks are the names of the devices by which pods of this node come in, as one range: a name is padded with zeros,

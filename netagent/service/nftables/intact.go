@@ -20,7 +20,7 @@ func Samples(f desired.NFTFamily) (chains []desired.NFTChain) {
 		}
 		chains = append(chains, sourcesChain(f, node, []netip.Prefix{families[f].loopback}))
 	}
-	return chains
+	return append(chains, loopbackChain(f))
 }
 
 // digest identifies everything static: the skeleton, and one of each kind of other chains.
@@ -75,7 +75,7 @@ func intact(t *desired.NFTTable, want map[string]desired.NFTChain, have *desired
 			if err := sameRules(&c, have); err != nil {
 				return err
 			}
-		case !isSources(name):
+		case !isSources(name) && name != chainLoopback:
 			return fmt.Errorf("chain %s is not ours", name)
 		}
 	}

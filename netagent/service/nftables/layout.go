@@ -65,6 +65,7 @@ const (
 	chainNoBackends       = "no-backends"
 	chainNodePorts        = "node-ports"
 	chainRefuse           = "refuse"
+	chainLoopback         = "loopback"
 	chainPrerouting       = "nat-prerouting"
 	chainOutput           = "nat-output"
 	chainPostrouting      = "nat-postrouting"

@@ -273,6 +273,11 @@ func (w *world) step() (d service.Delta) {
 	if w.rng.IntN(4) == 0 {
 		w.net = service.Net{LocalPods: w.prefixes(), ClusterPods: w.prefixes(), Services: w.ranges(), NodePorts: w.prefixes()}
 		w.net.Local = []service.Local{{}, {Sources: w.prefixes()}, {Link: "br0"}, {Link: "br0", Prefix: true}}[w.rng.IntN(4)]
+		w.net.Loopback = w.rng.IntN(2) == 0
+		if w.rng.IntN(2) == 0 {
+			w.net.NodePorts = [][]netip.Prefix{{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")},
+				{netip.MustParsePrefix("127.0.0.0/9"), netip.MustParsePrefix("126.0.0.0/7"), netip.MustParsePrefix("::1/128")}}[w.rng.IntN(2)]
+		}
 		net := w.net
 		d.Net = &net
 	}

@@ -60,7 +60,7 @@ func (w *world) want(p packet) outcome {
 			any = netip.IPv6Unspecified()
 		}
 		g, ok := w.fronts[service.Key{Kind: service.NodePort, Protocol: p.proto, Addr: any, Port: p.port}]
-		if !ok || !p.toNode || p.to.IsLoopback() || !inside(w.net.NodePorts, p.to) {
+		if !ok || !p.toNode || p.to.IsLoopback() && !(w.net.Loopback && p.to.Is4()) || !inside(w.net.NodePorts, p.to) {
 			return "untouched"
 		}
 		f = &g
@@ -112,7 +112,7 @@ func (t table) contains(set, key string) bool {
 func (t table) got(p packet) outcome {
 	front := string(entry(service.Key{Kind: service.ClusterIP, Protocol: p.proto, Addr: p.to, Port: p.port}))
 	node := string(entry(service.Key{Kind: service.NodePort, Protocol: p.proto, Port: p.port}))
-	atNode := p.toNode && !p.to.IsLoopback() && t.in(setNodeAddresses, p.to)
+	atNode := p.toNode && t.in(setNodeAddresses, p.to)
 	for _, step := range []struct {
 		node bool
 		key  string

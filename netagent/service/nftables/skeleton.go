@@ -6,11 +6,12 @@ import (
 	"github.com/braidnet/braid/internal/desired"
 )
 
-// Netfilter hooks (include/uapi/linux/netfilter.h) and the priorities nft calls dstnat and srcnat.
+// Netfilter hooks (include/uapi/linux/netfilter.h) and the priorities nft calls raw, dstnat and srcnat.
 const (
 	hookPrerouting  = 0
 	hookOutput      = 3
 	hookPostrouting = 4
+	priorityRaw     = -300
 	priorityDNAT    = -100
 	prioritySNAT    = 100
 )
@@ -74,10 +75,7 @@ func (f family) chains(liberal bool) []desired.NFTChain {
 // nodePorts are rules that lead packets to this node on to what to says about node ports.
 func (f family) nodePorts(comment string, to ...tokens) []desired.NFTRule {
 	match := []tokens{localDestination(), key(f.destination()), in(setNodeAddresses)}
-	return []desired.NFTRule{
-		rule("node ports are not served on loopback addresses", f.towards(f.loopback, true), leave()),
-		rule(comment, append(match, to...)...),
-	}
+	return []desired.NFTRule{rule(comment, append(match, to...)...)}
 }
 
 // filterChains refuse connections to frontends without backends, and drop those from sources that may

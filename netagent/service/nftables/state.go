@@ -69,6 +69,9 @@ func (s *State) Replace(all []service.Frontend, net service.Net, have Contents) 
 	for _, f := range s.families {
 		slots[f] = readSlots(have[f])
 		want[f] = &wanted{NetElements(f, net), map[string]desired.NFTChain{}}
+		if loopbackServed(f, net) {
+			want[f].chains[chainLoopback] = loopbackChain(f)
+		}
 	}
 	for i := range all {
 		f := s.winner(all[i].Key)
@@ -235,7 +238,7 @@ func (s *State) Apply(d service.Delta) ([]desired.NFTOp, error) {
 	}
 	if d.Net != nil {
 		for f, e := range changes {
-			e.diff(NetElements(f, s.net), NetElements(f, *d.Net))
+			s.changeNet(e, f, *d.Net)
 		}
 		s.net = *d.Net
 	}
@@ -244,6 +247,18 @@ func (s *State) Apply(d service.Delta) ([]desired.NFTOp, error) {
 		ops = append(ops, changes[f].ops()...)
 	}
 	return ops, nil
+}
+
+// changeNet notes what another Net changes in one table.
+func (s *State) changeNet(e *edits, f desired.NFTFamily, net service.Net) {
+	e.diff(NetElements(f, s.net), NetElements(f, net))
+	switch id := (chainID{f, chainLoopback}); {
+	case loopbackServed(f, net):
+		s.addChain(e, loopbackChain(f))
+	case s.chains[id]:
+		delete(s.chains, id)
+		e.unneeded = append(e.unneeded, id.name)
+	}
 }
 
 // element is the element while somebody needs it.

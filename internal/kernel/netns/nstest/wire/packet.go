@@ -21,6 +21,7 @@ const (
 type Packet struct {
 	Src, Dst netip.AddrPort
 	Protocol uint8
+	Via      string // device that it comes in by, "up0" or "pods0"; "": the one that its source belongs to
 	ID       uint32 // set by Send; TCP sequence number, first bytes of a UDP datagram, SCTP initiate tag
 }
 

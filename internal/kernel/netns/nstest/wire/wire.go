@@ -169,7 +169,11 @@ func (n *Node) SendAll(list []Packet) []Fate {
 		n.id++
 		n.ports++
 		r.behind[n.id] = true
-		n.write(Packet{Src: netip.AddrPortFrom(p.Src.Addr(), 1024+n.ports%30000), Dst: netip.AddrPortFrom(far, 9), Protocol: TCP, ID: n.id})
+		src := p.Src.Addr()
+		if src.IsLoopback() { // nobody passes these on
+			src = map[string]netip.Addr{"": own[true][0], "up0": netip.MustParseAddr("192.0.2.99"), "pods0": Pods.Addr().Next().Next()}[p.Link()]
+		}
+		n.write(Packet{Src: netip.AddrPortFrom(src, 1024+n.ports%30000), Dst: netip.AddrPortFrom(far, 9), Protocol: TCP, Via: p.Via, ID: n.id})
 	}
 	fds := []unix.PollFd{{Fd: int32(n.up), Events: unix.POLLIN}, {Fd: int32(n.pods), Events: unix.POLLIN}, {Fd: int32(n.loop), Events: unix.POLLIN}}
 	for deadline := time.Now().Add(patience); len(r.behind) > 0; {
@@ -185,10 +189,12 @@ func (n *Node) SendAll(list []Packet) []Fate {
 	return fates
 }
 
-// Link is the device that Send brings the packet in by, as its source says; "" for the node's own.
+// Link is the device that Send brings the packet in by; "" for the node's own.
 func (p Packet) Link() string {
 	switch src := p.Src.Addr(); {
-	case slices.Contains(own[src.Is4()], src):
+	case p.Via != "":
+		return p.Via
+	case src.IsLoopback() || slices.Contains(own[src.Is4()], src):
 		return ""
 	case Pods.Contains(src) || Pods6.Contains(src):
 		return "pods0"
