@@ -136,30 +136,32 @@ func (b *builder) allowed(a netip.Addr) bool {
 	return false
 }
 
-// sources returns who may use a load balancer's address. A range of length 0, of either family, is how
-// people write "everybody". Ranges of the other family alone admit nobody: a list that names who may
-// come must not open a door that it does not mention.
+// sources returns who may use a load balancer's address. Each family goes by its own ranges, where one
+// of length 0 admits everybody. Of a list that has none of the family, one of length 0 means everybody too,
+// as 0.0.0.0/0 alone is often written; any other such list admits nobody: one that names who may come must not
+// open a door that it does not mention.
 func (b *builder) sources(vip netip.Addr) (filtered bool, list []netip.Prefix) {
-	if !restricted(b.svc) {
+	everybody := func(r netip.Prefix) bool { return r.Bits() == 0 }
+	var own []netip.Prefix
+	for _, r := range b.svc.SourceRanges {
+		if r.Addr().Is4() == vip.Is4() {
+			own = append(own, r)
+		}
+	}
+	if len(own) == 0 {
+		all := b.svc.SourceRanges
+		return len(all) > 0 && !slices.ContainsFunc(all, everybody), nil
+	}
+	if slices.ContainsFunc(own, everybody) {
 		return false, nil
 	}
-	for _, r := range b.svc.SourceRanges {
-		if r.Addr().Is4() != vip.Is4() {
-			continue
-		}
-		list = append(list, r)
+	for _, r := range own {
 		// Where the node holds the load balancer's address itself, its own connections have that source.
 		if slices.ContainsFunc(b.addrs, r.Contains) {
-			list = append(list, netip.PrefixFrom(vip, vip.BitLen()))
+			return true, merge(append(own, netip.PrefixFrom(vip, vip.BitLen())))
 		}
 	}
-	return true, merge(list)
-}
-
-// restricted reports whether loadBalancerSourceRanges excludes anybody.
-func restricted(s *model.Service) bool {
-	everybody := func(r netip.Prefix) bool { return r.Bits() == 0 }
-	return len(s.SourceRanges) > 0 && !slices.ContainsFunc(s.SourceRanges, everybody)
+	return true, merge(own)
 }
 
 // merge sorts prefixes and leaves out those that lie in others.

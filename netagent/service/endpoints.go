@@ -17,6 +17,7 @@ type endpoint struct {
 	addr                        netip.AddrPort
 	ready, serving, terminating bool
 	local                       bool
+	homeless                    bool // the slice does not say on which node it runs, as those made by hand often do not
 	hintNodes, hintZones        []string
 }
 
@@ -103,6 +104,7 @@ func newEndpoint(e *model.Endpoint, port uint16, node string) (endpoint, bool) {
 		serving:     e.Serving,
 		terminating: e.Terminating,
 		local:       e.Node != "" && e.Node == node,
+		homeless:    e.Node == "",
 		hintNodes:   e.HintNodes,
 		hintZones:   e.HintZones,
 	}, true
@@ -212,7 +214,7 @@ func filter(list []endpoint, keep func(*endpoint) bool) []endpoint {
 func backends(list []endpoint) []Backend {
 	out := make([]Backend, len(list))
 	for i, e := range list {
-		out[i] = Backend{AddrPort: e.addr, Local: e.local}
+		out[i] = Backend{AddrPort: e.addr, Local: e.local || e.homeless}
 	}
 	return out
 }

@@ -54,7 +54,7 @@ func (k Key) String() string {
 // Backend is where a frontend's connections may go.
 type Backend struct {
 	netip.AddrPort
-	Local bool // the endpoint runs on this node: it can reach itself through the frontend (hairpin)
+	Local bool // the endpoint runs on this node, or perhaps does: it can reach itself through the frontend (hairpin)
 }
 
 // Masquerade says whose source address is replaced by the node's on the way to a backend. Hairpin

@@ -27,7 +27,8 @@ func TestChoice(t *testing.T) {
 		{name: "empty slice", eps: []model.Endpoint{}, want: "reject", why: "no endpoints: 1 IPv4 EndpointSlice of the service is empty, its selector matches no pod with an address"},
 		{name: "none ready", eps: []model.Endpoint{ep(a, "", "n1"), ep(b, "", "n2")}, want: "reject", why: "2 endpoints, none ready"},
 		{name: "none ready, one ending", eps: []model.Endpoint{ep(a, "", "n1"), ep(b, "t", "n2")}, want: "reject", why: "2 endpoints, none ready (1 terminating)"},
-		{name: "no node name is not local", eps: []model.Endpoint{ep(a, "r", "")}, want: a + ":8080"},
+		{name: "no node name: it may reach itself", eps: []model.Endpoint{ep(a, "r", "")}, want: a + ":8080*"},
+		{name: "no node name is not local", local: true, eps: []model.Endpoint{ep(a, "r", "")}, want: "drop", why: "1 endpoint on other nodes, none on this one (internalTrafficPolicy: Local)"},
 
 		{name: "local", local: true, eps: []model.Endpoint{ep(a, "r", "n1"), ep(b, "r", "n2")}, want: a + ":8080*"},
 		{name: "local terminating although others are ready", local: true, eps: []model.Endpoint{ep(a, "st", "n1"), ep(b, "r", "n2")}, want: a + ":8080*"},
@@ -107,6 +108,16 @@ func TestFrontendsOfKinds(t *testing.T) {
 			s.Ingress = []model.Ingress{{Addr: netip.MustParseAddr("192.0.2.1")}}
 			s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")}
 		}, want: []string{"cluster IP 10.96.0.1:80/TCP -> 10.244.1.1:8080*", "load balancer IP 192.0.2.1:80/TCP -> 10.244.1.1:8080* for []"}},
+		{name: "source ranges that admit all of the other family", edit: func(s *model.Service) {
+			s.Type = model.LoadBalancer
+			s.Ingress = []model.Ingress{{Addr: netip.MustParseAddr("192.0.2.1")}}
+			s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::/0")}
+		}, want: []string{"cluster IP 10.96.0.1:80/TCP -> 10.244.1.1:8080*", "load balancer IP 192.0.2.1:80/TCP -> 10.244.1.1:8080* for [10.0.0.0/8]"}},
+		{name: "only a source range that admits all, of the other family", edit: func(s *model.Service) {
+			s.Type = model.LoadBalancer
+			s.Ingress = []model.Ingress{{Addr: netip.MustParseAddr("192.0.2.1")}}
+			s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("::/0")}
+		}, want: []string{"cluster IP 10.96.0.1:80/TCP -> 10.244.1.1:8080*", "load balancer IP 192.0.2.1:80/TCP -> 10.244.1.1:8080*"}},
 		{name: "source ranges with the node in them admit the address itself", edit: func(s *model.Service) {
 			s.Type = model.LoadBalancer
 			s.Ingress = []model.Ingress{{Addr: netip.MustParseAddr("192.0.2.1")}}

@@ -101,12 +101,17 @@ func naive(s *model.Store) (map[string]string, Net) {
 // naiveSources says who may use a load balancer's address: of few clients, those that may.
 func naiveSources(svc *model.Service, vip netip.Addr, own []netip.Addr) string {
 	may := func(client netip.Addr) bool {
+		mentioned, everybody := false, false
 		for _, r := range svc.SourceRanges {
-			if r.Bits() == 0 || r.Contains(client) && client.Is4() == vip.Is4() {
-				return true
+			if r.Addr().Is4() == vip.Is4() {
+				mentioned = true
+				if r.Bits() == 0 || r.Contains(client) {
+					return true
+				}
 			}
+			everybody = everybody || r.Bits() == 0
 		}
-		return len(svc.SourceRanges) == 0
+		return len(svc.SourceRanges) == 0 || !mentioned && everybody
 	}
 	self := may(vip)
 	for _, a := range own {
@@ -204,7 +209,7 @@ func naiveOutcome(s *model.Store, svc *model.Service, p model.ServicePort, six b
 	}
 	var list []string
 	for at := range use {
-		list = append(list, fmt.Sprint(at, isLocal(all[at])))
+		list = append(list, fmt.Sprint(at, isLocal(all[at]) || all[at].Node == "")) // may reach itself
 	}
 	sort.Strings(list)
 	return fmt.Sprint(list)
@@ -244,7 +249,7 @@ func printed(f Frontend) (where, what string) {
 	if f.Kind == LoadBalancerIP {
 		may := func(client netip.Addr) bool {
 			for _, r := range f.Sources {
-				if r.Contains(client) {
+				if r.Bits() == 0 || r.Contains(client) {
 					return true
 				}
 			}
