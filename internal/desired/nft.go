@@ -119,6 +119,9 @@ const (
 	NFTDeleteChain                      // Chain (only its name counts) with its rules
 	NFTAddElement                       // Element
 	NFTDeleteElement                    // Element (only its set and key count)
+	NFTAddSet                           // Set
+	NFTDeleteSet                        // Set (only its name counts)
+	NFTFlushChain                       // take out all rules of Chain
 )
 
 // NFTOp is one change of a table.
@@ -129,6 +132,7 @@ type NFTOp struct {
 	Join    bool // never in a later transaction than the operation before it
 	Def     *NFTTable
 	Chain   *NFTChain
+	Set     *NFTSet
 	Element *NFTElement
 }
 
@@ -144,6 +148,12 @@ func (o NFTOp) String() string {
 		return fmt.Sprintf("add chain %s of %s", o.Chain.Name, table)
 	case NFTDeleteChain:
 		return fmt.Sprintf("delete chain %s of %s", o.Chain.Name, table)
+	case NFTFlushChain:
+		return fmt.Sprintf("flush chain %s of %s", o.Chain.Name, table)
+	case NFTAddSet:
+		return fmt.Sprintf("add set %s of %s", o.Set.Name, table)
+	case NFTDeleteSet:
+		return fmt.Sprintf("delete set %s of %s", o.Set.Name, table)
 	case NFTAddElement:
 		return fmt.Sprintf("add element %x (%s) to %s of %s", o.Element.Key, o.Element.Comment, o.Element.Set, table)
 	case NFTDeleteElement:

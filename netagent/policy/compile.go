@@ -227,3 +227,26 @@ func (d *Delta) sort() {
 		slices.SortFunc(list, func(a, b Target) int { return strings.Compare(a.Pod.String(), b.Pod.String()) })
 	}
 }
+
+// All tells of everything, as of the last Flush, as if it were new.
+func (c *Compiler) All() Delta {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var d Delta
+	for _, s := range c.sets {
+		d.Sets = append(d.Sets, SetDelta{Set: &s.Set, New: true, Add: s.sorted()})
+	}
+	for _, s := range c.sections {
+		d.Sections = append(d.Sections, s.value)
+	}
+	for _, x := range c.chains {
+		d.Chains = append(d.Chains, &x.Chain)
+	}
+	for _, ns := range c.namespaces {
+		for p := range ns.targets {
+			d.Targets = append(d.Targets, p.told)
+		}
+	}
+	d.sort()
+	return d
+}

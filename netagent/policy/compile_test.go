@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/policy/worlds"
 )
 
 func setNamespace(name string) model.Change {
@@ -257,14 +258,14 @@ func BenchmarkStart(b *testing.B) {
 
 // TestReachText: what is printed is read back as the same.
 func TestReachText(t *testing.T) {
-	d := newDice(5, 0)
+	d := worlds.NewDice(5, 0)
 	for range 2000 {
 		var r Reach
 		for range d.IntN(5) {
 			from := uint16(d.IntN(70))
-			r.Ports = append(r.Ports, PortRange{pick(d, []model.Protocol{model.TCP, model.UDP, model.SCTP}), from, from + uint16(d.IntN(20))})
+			r.Ports = append(r.Ports, PortRange{worlds.Pick(d, []model.Protocol{model.TCP, model.UDP, model.SCTP}), from, from + uint16(d.IntN(20))})
 		}
-		if d.one(3) {
+		if d.One(3) {
 			r.Ports = append(r.Ports, PortRange{model.UDP, 0, 65535})
 		}
 		r.Ports = joinPorts(r.Ports)

@@ -98,6 +98,18 @@ func (t *transaction) add(ops []desired.NFTOp) int {
 		t.buf.string(unix.NFTA_CHAIN_TABLE, op.Table)
 		t.buf.string(unix.NFTA_CHAIN_NAME, op.Chain.Name)
 		t.buf.end(m)
+	case desired.NFTFlushChain:
+		m := t.message(unix.NFT_MSG_DELRULE, 0, one, "")
+		t.buf.string(unix.NFTA_RULE_TABLE, op.Table)
+		t.buf.string(unix.NFTA_RULE_CHAIN, op.Chain.Name)
+		t.buf.end(m)
+	case desired.NFTAddSet:
+		t.set(one, op.Set)
+	case desired.NFTDeleteSet:
+		m := t.message(unix.NFT_MSG_DELSET, 0, one, "")
+		t.buf.string(unix.NFTA_SET_TABLE, op.Table)
+		t.buf.string(unix.NFTA_SET_NAME, op.Set.Name)
+		t.buf.end(m)
 	case desired.NFTAddElement:
 		return t.elements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, ops)
 	case desired.NFTDeleteElement:

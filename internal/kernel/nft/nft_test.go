@@ -212,6 +212,32 @@ func TestChainsComeAndGo(t *testing.T) {
 	}
 }
 
+func TestSetsComeAndGo(t *testing.T) {
+	c, _ := open(t)
+	set := desired.NFTSet{Name: "more", Key: []desired.NFTType{desired.NFTMark}}
+	chain := desired.NFTChain{Name: "later", Rules: []desired.NFTRule{{Comment: "by the set", Exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, &expr.Lookup{SourceRegister: 1, SetName: "more"}}}}}
+	op := func(v desired.NFTVerb) desired.NFTOp {
+		return desired.NFTOp{Verb: v, Family: desired.NFTIPv6, Table: testName, Chain: &chain, Set: &set}
+	}
+	mustApply(t, c, addTable(testTable()), op(desired.NFTAddSet), addElement(desired.NFTElement{Set: "more", Key: num(1)}), op(desired.NFTAddChain))
+	if got := mustRead(t, c); !got.Sets["more"] || len(got.Elements) != 1 || !slices.Equal(got.Rules["later"], []string{"by the set"}) {
+		t.Errorf("the kernel has %+v", got)
+	}
+	chain.Rules[0].Comment = "another one"
+	mustApply(t, c, op(desired.NFTFlushChain), op(desired.NFTAddChain))
+	if got := mustRead(t, c).Rules["later"]; !slices.Equal(got, []string{"another one"}) {
+		t.Errorf("the rewritten chain has rules %q", got)
+	}
+	if err := c.Apply([]desired.NFTOp{op(desired.NFTDeleteSet)}); !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), "delete set more of table ip6") {
+		t.Errorf("a set in use: error %v", err)
+	}
+	mustApply(t, c, op(desired.NFTFlushChain), op(desired.NFTDeleteSet))
+	if got := mustRead(t, c); got.Sets["more"] || len(got.Elements) > 0 || len(got.Rules["later"]) > 0 {
+		t.Errorf("left: %+v", got)
+	}
+}
+
 // TestManyTransactions cuts more elements than one transaction may hold, and never between joined ones.
 func TestManyTransactions(t *testing.T) {
 	c, _ := open(t)

@@ -1,14 +1,13 @@
-package policy
+package worlds
 
 import (
 	"slices"
-	"testing"
 
 	networkingv1 "k8s.io/api/networking/v1"
 )
 
-// shrink takes parts out of a world as long as it still fails.
-func shrink(w world, p Packet, fails func(world, Packet) bool) (world, Packet) {
+// Shrink takes parts out of a world as long as it still fails.
+func Shrink(w World, p Packet, fails func(World, Packet) bool) World {
 	for again := true; again; {
 		again = false
 		for _, smaller := range w.smaller() {
@@ -18,31 +17,31 @@ func shrink(w world, p Packet, fails func(world, Packet) bool) (world, Packet) {
 			}
 		}
 	}
-	return w, p
+	return w
 }
 
 // smaller lists the worlds that have one thing less.
-func (w world) smaller() (out []world) {
-	for i := range w.policies {
-		out = append(out, world{w.namespaces, w.pods, cut(w.policies, i)})
+func (w World) smaller() (out []World) {
+	for i := range w.Policies {
+		out = append(out, World{w.Namespaces, w.Pods, cut(w.Policies, i)})
 	}
-	for i := range w.pods {
-		out = append(out, world{w.namespaces, cut(w.pods, i), w.policies})
+	for i := range w.Pods {
+		out = append(out, World{w.Namespaces, cut(w.Pods, i), w.Policies})
 	}
-	for i, o := range w.policies {
+	for i, o := range w.Policies {
 		for _, less := range smallerPolicies(o) {
-			list := slices.Clone(w.policies)
+			list := slices.Clone(w.Policies)
 			list[i] = less
-			out = append(out, world{w.namespaces, w.pods, list})
+			out = append(out, World{w.Namespaces, w.Pods, list})
 		}
 	}
-	for i, o := range w.pods {
+	for i, o := range w.Pods {
 		for k := range o.Labels {
 			less := o.DeepCopy()
 			delete(less.Labels, k)
-			list := slices.Clone(w.pods)
+			list := slices.Clone(w.Pods)
 			list[i] = less
-			out = append(out, world{w.namespaces, list, w.policies})
+			out = append(out, World{w.Namespaces, list, w.Policies})
 		}
 	}
 	return out
@@ -90,31 +89,3 @@ func smallerPolicies(o *networkingv1.NetworkPolicy) (out []*networkingv1.Network
 }
 
 func cut[T any](list []T, i int) []T { return slices.Concat(list[:i], list[i+1:]) }
-
-func TestShrink(t *testing.T) {
-	excepts := func(w world) (n int) {
-		for _, o := range w.policies {
-			for _, r := range o.Spec.Ingress {
-				for _, p := range r.From {
-					if p.IPBlock != nil {
-						n += len(p.IPBlock.Except)
-					}
-				}
-			}
-		}
-		return n
-	}
-	for i := range uint64(1000) {
-		d := newDice(3, i)
-		w := d.world()
-		if excepts(w) < 2 || len(w.policies) < 3 {
-			continue
-		}
-		small, _ := shrink(w, Packet{}, func(w world, _ Packet) bool { return excepts(w) > 0 })
-		if len(small.pods) > 0 || len(small.policies) != 1 || len(small.policies[0].Spec.Ingress) != 1 || len(small.policies[0].Spec.Egress) > 0 || excepts(small) != 1 {
-			t.Fatalf("could be smaller:\n%s", small)
-		}
-		return
-	}
-	t.Fatal("no world to shrink was drawn")
-}

@@ -1,4 +1,4 @@
-package policy
+package worlds
 
 import (
 	"net/netip"
@@ -10,27 +10,21 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// world is a cluster, in the API's own words.
-type world struct {
-	namespaces []*corev1.Namespace
-	pods       []*corev1.Pod
-	policies   []*networkingv1.NetworkPolicy
-}
-
-// naive answers as the text of the API says, one sentence after the other, with no thought of speed. It
-// reads the API's types, so what Convert makes of them is judged too. mutant is "", or the name of a
+// Naive answers as the text of the API says, one sentence after the other, with no thought of speed. It
+// reads the API's types, so what Convert makes of them is judged too. Mutant is "", or the name of a
 // mistake that it is to make: the generator of worlds is good enough when each mistake shows.
-type naive struct {
-	world
-	mutant string
+type Naive struct {
+	World
+	Mutant string
+	Node   string // when set, only the pods of this node are asked
 }
 
-// podAt is the pod that has an address: one that has ended has none, and one on the host's network
+// PodAt is the pod that has an address: one that has ended has none, and one on the host's network
 // shares the node's.
-func (n naive) podAt(a netip.Addr) *corev1.Pod {
-	for _, p := range n.pods {
+func (n Naive) PodAt(a netip.Addr) *corev1.Pod {
+	for _, p := range n.Pods {
 		ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
-		if ended && n.mutant != "ended pods keep addresses" || p.Spec.HostNetwork && n.mutant != "host network counts" {
+		if ended && n.Mutant != "ended pods keep addresses" || p.Spec.HostNetwork && n.Mutant != "host network counts" {
 			continue
 		}
 		for _, ip := range p.Status.PodIPs {
@@ -42,25 +36,26 @@ func (n naive) podAt(a netip.Addr) *corev1.Pod {
 	return nil
 }
 
-func (n naive) allows(p Packet) bool {
+// Allows says whether the packet reaches the other end.
+func (n Naive) Allows(p Packet) bool {
 	return n.side(networkingv1.PolicyTypeEgress, p.Src, p.Dst, p) && (p.FromNode || n.side(networkingv1.PolicyTypeIngress, p.Dst, p.Src, p))
 }
 
 // side says whether the policies of the pod at self, if there is one, let it talk to other.
-func (n naive) side(dir networkingv1.PolicyType, self, other netip.Addr, p Packet) bool {
-	pod := n.podAt(self)
-	if pod == nil {
+func (n Naive) side(dir networkingv1.PolicyType, self, other netip.Addr, p Packet) bool {
+	pod := n.PodAt(self)
+	if pod == nil || n.Node != "" && n.Node != pod.Spec.NodeName {
 		return true
 	}
 	isolated := false
-	for _, policy := range n.policies {
+	for _, policy := range n.Policies {
 		if policy.Namespace != pod.Namespace || !n.selects(&policy.Spec.PodSelector, pod.Labels) {
 			continue
 		}
 		types := policy.Spec.PolicyTypes
 		if len(types) == 0 {
 			types = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
-			if len(policy.Spec.Egress) > 0 || n.mutant == "always both types" {
+			if len(policy.Spec.Egress) > 0 || n.Mutant == "always both types" {
 				types = append(types, networkingv1.PolicyTypeEgress)
 			}
 		}
@@ -71,7 +66,7 @@ func (n naive) side(dir networkingv1.PolicyType, self, other netip.Addr, p Packe
 		if n.policyAllows(policy, dir, other, p) {
 			return true
 		}
-		if n.mutant == "directions mixed" && slices.Contains(types, networkingv1.PolicyTypeIngress) && slices.Contains(types, networkingv1.PolicyTypeEgress) &&
+		if n.Mutant == "directions mixed" && slices.Contains(types, networkingv1.PolicyTypeIngress) && slices.Contains(types, networkingv1.PolicyTypeEgress) &&
 			(n.policyAllows(policy, networkingv1.PolicyTypeIngress, p.Src, p) || n.policyAllows(policy, networkingv1.PolicyTypeEgress, p.Dst, p)) {
 			return true
 		}
@@ -79,7 +74,7 @@ func (n naive) side(dir networkingv1.PolicyType, self, other netip.Addr, p Packe
 	return !isolated
 }
 
-func (n naive) policyAllows(policy *networkingv1.NetworkPolicy, dir networkingv1.PolicyType, other netip.Addr, p Packet) bool {
+func (n Naive) policyAllows(policy *networkingv1.NetworkPolicy, dir networkingv1.PolicyType, other netip.Addr, p Packet) bool {
 	if dir == networkingv1.PolicyTypeIngress {
 		for _, r := range policy.Spec.Ingress {
 			if n.ruleAllows(policy.Namespace, r.From, r.Ports, other, p) {
@@ -96,7 +91,7 @@ func (n naive) policyAllows(policy *networkingv1.NetworkPolicy, dir networkingv1
 	return false
 }
 
-func (n naive) ruleAllows(namespace string, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort, other netip.Addr, p Packet) bool {
+func (n Naive) ruleAllows(namespace string, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort, other netip.Addr, p Packet) bool {
 	peer, port := len(peers) == 0, len(ports) == 0
 	excepted := false
 	for _, x := range peers {
@@ -107,7 +102,7 @@ func (n naive) ruleAllows(namespace string, peers []networkingv1.NetworkPolicyPe
 			}
 		}
 	}
-	if n.mutant == "except of one peer binds all" && excepted {
+	if n.Mutant == "except of one peer binds all" && excepted {
 		return false
 	}
 	for _, x := range ports {
@@ -116,19 +111,19 @@ func (n naive) ruleAllows(namespace string, peers []networkingv1.NetworkPolicyPe
 	return peer && port
 }
 
-func (n naive) peerIs(namespace string, x networkingv1.NetworkPolicyPeer, other netip.Addr) bool {
+func (n Naive) peerIs(namespace string, x networkingv1.NetworkPolicyPeer, other netip.Addr) bool {
 	if x.IPBlock != nil {
 		if !netip.MustParsePrefix(x.IPBlock.CIDR).Contains(other) {
 			return false
 		}
 		for _, e := range x.IPBlock.Except {
-			if netip.MustParsePrefix(e).Contains(other) && n.mutant != "except ignored" {
+			if netip.MustParsePrefix(e).Contains(other) && n.Mutant != "except ignored" {
 				return false
 			}
 		}
-		return n.mutant != "blocks do not hold pods" || n.podAt(other) == nil
+		return n.Mutant != "blocks do not hold pods" || n.PodAt(other) == nil
 	}
-	pod := n.podAt(other)
+	pod := n.PodAt(other)
 	if pod == nil {
 		return false
 	}
@@ -136,15 +131,15 @@ func (n naive) peerIs(namespace string, x networkingv1.NetworkPolicyPeer, other 
 		return false
 	}
 	if x.NamespaceSelector == nil {
-		return pod.Namespace == namespace || n.mutant == "pod selector spans namespaces"
+		return pod.Namespace == namespace || n.Mutant == "pod selector spans namespaces"
 	}
-	for _, ns := range n.namespaces {
+	for _, ns := range n.Namespaces {
 		if ns.Name == pod.Namespace {
 			labels := map[string]string{"kubernetes.io/metadata.name": ns.Name}
 			for k, v := range ns.Labels {
 				labels[k] = v
 			}
-			if n.mutant == "no default namespace label" {
+			if n.Mutant == "no default namespace label" {
 				labels = ns.Labels
 			}
 			return n.selects(x.NamespaceSelector, labels)
@@ -153,21 +148,21 @@ func (n naive) peerIs(namespace string, x networkingv1.NetworkPolicyPeer, other 
 	return false
 }
 
-func (n naive) portIs(x networkingv1.NetworkPolicyPort, p Packet) bool {
+func (n Naive) portIs(x networkingv1.NetworkPolicyPort, p Packet) bool {
 	protocol := corev1.ProtocolTCP
 	if x.Protocol != nil {
 		protocol = *x.Protocol
 	}
-	if numbers[protocol] != p.Protocol && n.mutant != "protocol ignored" {
+	if Numbers[protocol] != p.Protocol && n.Mutant != "protocol ignored" {
 		return false
 	}
 	switch {
 	case x.Port == nil:
 		return true
 	case x.Port.Type == intstr.String:
-		return n.hasPort(n.podAt(p.Dst), x.Port.StrVal, protocol, int32(p.Port))
-	case x.EndPort != nil && n.mutant != "endPort ignored":
-		if n.mutant == "endPort excluded" {
+		return n.hasPort(n.PodAt(p.Dst), x.Port.StrVal, protocol, int32(p.Port))
+	case x.EndPort != nil && n.Mutant != "endPort ignored":
+		if n.Mutant == "endPort excluded" {
 			return x.Port.IntVal <= int32(p.Port) && int32(p.Port) < *x.EndPort
 		}
 		return x.Port.IntVal <= int32(p.Port) && int32(p.Port) <= *x.EndPort
@@ -176,13 +171,13 @@ func (n naive) portIs(x networkingv1.NetworkPolicyPort, p Packet) bool {
 }
 
 // hasPort says whether a container of the pod that lives as long as the pod has the port under the name.
-func (n naive) hasPort(pod *corev1.Pod, name string, protocol corev1.Protocol, number int32) bool {
+func (n Naive) hasPort(pod *corev1.Pod, name string, protocol corev1.Protocol, number int32) bool {
 	if pod == nil {
 		return false
 	}
 	containers := slices.Clone(pod.Spec.Containers)
 	for _, c := range pod.Spec.InitContainers {
-		if (c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways && n.mutant != "sidecars ignored") || n.mutant == "init containers serve" {
+		if (c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways && n.Mutant != "sidecars ignored") || n.Mutant == "init containers serve" {
 			containers = append(containers, c)
 		}
 	}
@@ -192,7 +187,7 @@ func (n naive) hasPort(pod *corev1.Pod, name string, protocol corev1.Protocol, n
 			if theirs == "" {
 				theirs = corev1.ProtocolTCP
 			}
-			if port.Name == name && (theirs == protocol || n.mutant == "port name regardless of protocol") && port.ContainerPort == number {
+			if port.Name == name && (theirs == protocol || n.Mutant == "port name regardless of protocol") && port.ContainerPort == number {
 				return true
 			}
 		}
@@ -200,7 +195,7 @@ func (n naive) hasPort(pod *corev1.Pod, name string, protocol corev1.Protocol, n
 	return false
 }
 
-func (n naive) selects(s *metav1.LabelSelector, labels map[string]string) bool {
+func (n Naive) selects(s *metav1.LabelSelector, labels map[string]string) bool {
 	for k, v := range s.MatchLabels {
 		if have, ok := labels[k]; !ok || have != v {
 			return false
@@ -213,7 +208,7 @@ func (n naive) selects(s *metav1.LabelSelector, labels map[string]string) bool {
 		case metav1.LabelSelectorOpIn:
 			ok = has && slices.Contains(r.Values, value)
 		case metav1.LabelSelectorOpNotIn:
-			ok = !has && n.mutant != "NotIn needs the label" || has && !slices.Contains(r.Values, value)
+			ok = !has && n.Mutant != "NotIn needs the label" || has && !slices.Contains(r.Values, value)
 		case metav1.LabelSelectorOpExists:
 			ok = has
 		case metav1.LabelSelectorOpDoesNotExist:

@@ -1,0 +1,147 @@
+// Package nftables translates compiled policies to nftables: a verdict map for each direction leads from
+// a pod's address to the chain of the policies that isolate it, which asks one chain for each policy;
+// their rules look the other end up in sets. A pod elsewhere that comes or goes is an element or two.
+//
+// The tables are our own, apart from those of services: these are made anew when something is wrong with
+// them, and policy must not be gone meanwhile. Our chains see packets when services have translated
+// the destination and before anybody replaces the source, so both ends are the pods'.
+//
+// What a pod sends is judged in one base chain and what it gets in another: "accept" ends only the
+// chain it is in, so a packet between two pods of the node is judged by both.
+//
+// Isolation is the empty state. Only addresses in the maps are let through the pods' bridge, so one that
+// nobody has told of is refused. Dispatch is by address, because the node's IP stack sees all pods behind one
+// bridge; that the address is the pod's own is for the anti-spoofing of the CNI plugin to see to.
+//
+// The package is pure: it makes lists of kernel changes and never touches the kernel.
+package nftables
+
+import (
+	"crypto/sha256"
+	"fmt"
+
+	"github.com/braidnet/braid/internal/desired"
+	"github.com/google/nftables/expr"
+)
+
+// TableName is the name of our tables, one for each family.
+const TableName = "braid-policy"
+
+// Families lists the families that tables are made for.
+var Families = []desired.NFTFamily{desired.NFTIPv4, desired.NFTIPv6}
+
+// Names of maps and chains. Those that come and go have a word and an ID.
+const (
+	mapEgress, mapIngress = "egress", "ingress" // a pod's address → chain
+	chainFromPods         = "from-pods"
+	chainToPods           = "to-pods"
+	chainToNode           = "to-node"
+	chainOpen             = "open"
+	chainRefuse           = "refuse"
+)
+
+// Netfilter hooks (include/uapi/linux/netfilter.h) and priorities: that which nft calls filter, and the next one.
+const (
+	hookInput      = 1
+	hookForward    = 2
+	priorityFilter = 0
+)
+
+// Kernel numbers the rules compare with.
+const (
+	ctEstablished, ctRelated = 1 << 1, 1 << 2 // NF_CT_STATE_BIT of IP_CT_ESTABLISHED and IP_CT_RELATED
+	rejectICMP, rejectReset  = 0, 1           // NFT_REJECT_…
+	tcp, icmpv6              = 6, 58
+)
+
+// Messages that IPv6 cannot do without (RFC 4890 §4.4.1): multicast listener reports to the node, and neighbour discovery.
+var (
+	discovery = []byte{135, 136}
+	toNode    = append([]byte{130, 131, 132, 133, 134, 143}, discovery...)
+)
+
+// Options say how a node's policy is enforced.
+type Options struct {
+	Bridge string // the interface behind which all pods of the node are
+	Drop   bool   // denied packets vanish, instead of being refused
+}
+
+// family holds what differs between IPv4 and IPv6.
+type family struct {
+	nft          desired.NFTFamily
+	addr         desired.NFTType
+	saddr, daddr uint32 // offsets of the addresses in the network header, bytes
+	prohibited   uint8  // ICMP "administratively prohibited": type 3 code 13 (RFC 1812), type 1 code 1 (RFC 4443)
+}
+
+var families = map[desired.NFTFamily]family{
+	desired.NFTIPv4: {desired.NFTIPv4, desired.NFTIPv4Addr, 12, 16, 13},
+	desired.NFTIPv6: {desired.NFTIPv6, desired.NFTIPv6Addr, 8, 24, 1},
+}
+
+// Skeleton is the static part of our table in one family. Its comment ends in a digest of it, so that a
+// table of another version of Braid, or with other options, is recognised.
+func Skeleton(nf desired.NFTFamily, o Options) desired.NFTTable {
+	f := families[nf]
+	verdict, addr := []desired.NFTType{desired.NFTVerdict}, []desired.NFTType{f.addr}
+	from, to := link(expr.MetaKeyIIFNAME, o.Bridge), link(expr.MetaKeyOIFNAME, o.Bridge)
+	hook := func(number uint32, priority int32) *desired.NFTHook {
+		return &desired.NFTHook{Type: "filter", Hook: number, Priority: priority}
+	}
+	refuse := desired.NFTChain{Name: chainRefuse, Rules: []desired.NFTRule{
+		rule("refuse at once", is(protocol, tcp), words{&expr.Reject{Type: rejectReset}}),
+		rule("refuse at once", words{&expr.Reject{Type: rejectICMP, Code: f.prohibited}}),
+	}}
+	if o.Drop {
+		refuse.Rules = []desired.NFTRule{rule("drop", drop())}
+	}
+	t := desired.NFTTable{Family: nf, Name: TableName,
+		Sets: []desired.NFTSet{
+			{Name: mapEgress, Key: addr, Value: verdict, Comment: "pods of this node: chain for what they send"},
+			{Name: mapIngress, Key: addr, Value: verdict, Comment: "pods of this node: chain for what they get"},
+		},
+		Chains: []desired.NFTChain{
+			{Name: chainFromPods, Hook: hook(hookForward, priorityFilter), Rules: f.entry(discovery,
+				rule("a pod's: what isolates it", from, key(f.source()), verdictOf(mapEgress)),
+				rule("a pod's that is not known", from, goTo(chainRefuse)))},
+			{Name: chainToPods, Hook: hook(hookForward, priorityFilter+1), Rules: f.entry(discovery,
+				rule("to a pod: what isolates it", to, key(f.destination()), verdictOf(mapIngress)),
+				rule("to a pod that is not known", to, goTo(chainRefuse)))},
+			{Name: chainToNode, Hook: hook(hookInput, priorityFilter), Rules: f.entry(toNode,
+				rule("a pod's: what isolates it", from, key(f.source()), verdictOf(mapEgress)),
+				rule("a pod's that is not known", from, goTo(chainRefuse)))},
+			{Name: chainOpen, Rules: []desired.NFTRule{rule("no policy isolates the pod", accept())}},
+			refuse,
+		},
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "%v %+v\n", t.Family, t.Sets)
+	for _, c := range t.Chains {
+		fmt.Fprintf(h, "chain %s %+v\n", c.Name, c.Hook)
+		for _, r := range c.Rules {
+			fmt.Fprintf(h, "%s %s\n", digest(r), r.Comment)
+		}
+	}
+	t.Comment = fmt.Sprintf("Braid policy, layout %x", h.Sum(nil)[:8])
+	return t
+}
+
+// entry begins a base chain with what policy has no say in, and goes on with rules.
+func (f family) entry(messages []byte, rules ...desired.NFTRule) (out []desired.NFTRule) {
+	out = append(out, rule("replies, and errors about what was allowed", state(ctEstablished|ctRelated), accept()))
+	if f.nft == desired.NFTIPv6 {
+		for _, m := range messages {
+			out = append(out, rule("neighbours", is(protocol, icmpv6), is(messageType, m), accept()))
+		}
+	}
+	return append(out, rules...)
+}
+
+// digest identifies a rule by its expressions.
+func digest(r desired.NFTRule) string {
+	h := sha256.New()
+	for _, e := range r.Exprs {
+		fmt.Fprintf(h, "%T%+v ", e, e)
+	}
+	return fmt.Sprintf("%x", h.Sum(nil)[:4])
+}

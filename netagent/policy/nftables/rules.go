@@ -1,0 +1,158 @@
+package nftables
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/netagent/policy"
+)
+
+// setName names the set that stands for one of the compiler's.
+func setName(s *policy.Set) string {
+	return map[policy.SetKind]string{policy.PodSet: "pods-", policy.PortSet: "ports-", policy.RangeSet: "ranges-"}[s.Kind] + s.ID
+}
+
+func sectionName(id string) string { return "policy-" + id }
+
+func chainName(c *policy.Chain) string { return c.Direction.String() + "-" + c.ID }
+
+// set is the set in one family; what it holds are members.
+func (f family) set(s *policy.Set) desired.NFTSet {
+	out := desired.NFTSet{Name: setName(s), Key: []desired.NFTType{f.addr}, Interval: s.Kind == policy.RangeSet, Comment: clip(s.About)}
+	if s.Kind == policy.PortSet {
+		out.Key = append(out.Key, desired.NFTInetService)
+	}
+	return out
+}
+
+// member is a member of a PodSet or a PortSet.
+func member(s *policy.Set, m policy.Member) desired.NFTElement {
+	e := desired.NFTElement{Set: setName(s), Key: string(m.Addr.AsSlice())}
+	if s.Kind == policy.PortSet {
+		e.Key += string(append(binary.BigEndian.AppendUint16(nil, m.Port), 0, 0))
+	}
+	return e
+}
+
+// ranges are the elements of a RangeSet in one family.
+func (f family) ranges(s *policy.Set) (out []desired.NFTElement) {
+	for _, r := range s.Ranges {
+		if !f.has(r.From) {
+			continue
+		}
+		e := desired.NFTElement{Set: setName(s), Key: string(r.From.AsSlice())}
+		if next := r.To.Next(); next.IsValid() {
+			e.End = string(next.AsSlice())
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+func (f family) has(a netip.Addr) bool { return a.Is4() == (f.nft == desired.NFTIPv4) }
+
+// entries are a pod's elements in the maps.
+func (f family) entries(t policy.Target) (out []desired.NFTElement) {
+	lead := func(c *policy.Chain) string {
+		if c == nil {
+			return chainOpen
+		}
+		return chainName(c)
+	}
+	for _, a := range t.Addrs {
+		if f.has(a) {
+			out = append(out,
+				desired.NFTElement{Set: mapEgress, Key: string(a.AsSlice()), Goto: lead(t.Egress), Comment: clip(t.Pod.String())},
+				desired.NFTElement{Set: mapIngress, Key: string(a.AsSlice()), Goto: lead(t.Ingress), Comment: clip(t.Pod.String())})
+		}
+	}
+	return out
+}
+
+// list is the chain for a list of policies: each is asked, and what none allows is refused.
+func list(c *policy.Chain) desired.NFTChain {
+	out := desired.NFTChain{Name: chainName(c)}
+	var names []string
+	for _, tier := range c.Tiers {
+		for _, s := range tier.Sections {
+			out.Rules = append(out.Rules, rule("policy "+s.Policy.String(), jump(sectionName(s.ID))))
+			names = append(names, s.Policy.String())
+		}
+	}
+	out.Rules = append(out.Rules, rule("no rule matches: "+strings.Join(names, ", "), goTo(chainRefuse)))
+	return out
+}
+
+// section are the chains for what one policy says about one direction, those that others lead to first.
+// A rule that has several peers and several ports leads from each peer to a chain with the ports, so
+// that a packet is never compared with each of the one for each of the other.
+func (f family) section(s *policy.Section) []desired.NFTChain {
+	main := desired.NFTChain{Name: sectionName(s.ID)}
+	var out []desired.NFTChain
+	for i := range s.Rules {
+		r := &s.Rules[i]
+		about := fmt.Sprintf("%s %s rule %d", s.Policy.Key, s.Direction, r.Index)
+		peers, ports := f.peers(s.Direction, r), f.ports(r)
+		verdict := accept()
+		if len(peers) > 1 && len(ports) > 1 {
+			sub := desired.NFTChain{Name: fmt.Sprintf("%s-%d", main.Name, r.Index)}
+			for _, p := range ports {
+				sub.Rules = append(sub.Rules, allow(about, p, accept()))
+			}
+			out = append(out, sub)
+			ports, verdict = []words{nil}, jump(sub.Name)
+		}
+		for _, peer := range peers {
+			for _, port := range ports {
+				main.Rules = append(main.Rules, allow(about, peer, port, verdict))
+			}
+		}
+	}
+	return append(out, main)
+}
+
+// allow is a rule of a policy. Its comment has a digest of what it does, since comments are what tells
+// whether the kernel still has our rules.
+func allow(about string, parts ...words) desired.NFTRule {
+	r := rule("", parts...)
+	r.Comment = clip(digest(r) + " " + about)
+	return r
+}
+
+// peers are the ways in which the other end can match: none when it cannot.
+func (f family) peers(dir policy.Direction, r *policy.Rule) (out []words) {
+	if r.AnyPeer {
+		return []words{nil}
+	}
+	other := f.source()
+	if dir == policy.Egress {
+		other = f.destination()
+	}
+	for _, s := range r.Peers {
+		out = append(out, append(key(other), in(setName(s))...))
+	}
+	return out
+}
+
+// ports are the ways in which the destination's port can match.
+func (f family) ports(r *policy.Rule) (out []words) {
+	if r.AnyPort {
+		return []words{nil}
+	}
+	for _, p := range r.Ports {
+		w := is(protocol, byte(p.Protocol))
+		if p.From > 0 || p.To < 65535 {
+			w = append(w, between(p.From, p.To)...)
+		}
+		out = append(out, w)
+	}
+	for _, s := range r.Named {
+		w := is(protocol, byte(s.Protocol))
+		w = append(w, key(f.destination(), destinationPort)...)
+		out = append(out, append(w, in(setName(s))...))
+	}
+	return out
+}
