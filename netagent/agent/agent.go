@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,7 @@ import (
 	"github.com/braidnet/braid/internal/source"
 	"github.com/braidnet/braid/internal/source/dir"
 	"github.com/braidnet/braid/internal/source/kube"
+	"github.com/braidnet/braid/netagent/service"
 	"github.com/braidnet/braid/netagent/status"
 )
 
@@ -186,6 +188,7 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 		wg.Go(func() { a.byName["conntrack"].Run(ctx) })
 	}
 	a.tellFound()
+	debug.FreeOSMemory() // the first lists and the rules made of them took twice what is kept
 	if cni != nil {
 		wg.Go(func() { cni.Run(ctx) })
 	}
@@ -259,7 +262,7 @@ func (a *Agent) runSource(ctx context.Context) error {
 	if a.cfg.Kubeconfig == "" {
 		go explainUnreachable(ctx, a.log, rest.Host)
 	}
-	return kube.Run(ctx, rest, a.store, kube.Options{Kinds: model.Kinds, Logger: a.log, Problems: a.setProblems})
+	return kube.Run(ctx, rest, a.store, kube.Options{Kinds: model.Kinds, Trim: service.Trim, Logger: a.log, Problems: a.setProblems})
 }
 
 // fullReport is the report with what services ask for and do not get, which costs a walk over all of

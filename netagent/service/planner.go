@@ -39,7 +39,7 @@ func NewPlanner(c Config) *Planner {
 			at:       place{Config: c},
 			cidrs:    map[model.Key][]netip.Prefix{},
 			services: map[model.Key]*model.Service{},
-			slices:   map[model.Key]map[model.Key]*model.EndpointSlice{},
+			slices:   map[model.Key][]*model.EndpointSlice{},
 			owner:    map[model.Key]model.Key{},
 			dirty:    map[model.Key]struct{}{},
 			pods:     newPodNets(),
@@ -123,9 +123,9 @@ type inputs struct {
 	at       place
 	rev      uint64
 	services map[model.Key]*model.Service
-	slices   map[model.Key]map[model.Key]*model.EndpointSlice // service -> slice name -> slice
-	owner    map[model.Key]model.Key                          // slice -> service it was last indexed under
-	cidrs    map[model.Key][]netip.Prefix                     // of ServiceCIDRs
+	slices   map[model.Key][]*model.EndpointSlice // by service, in no order
+	owner    map[model.Key]model.Key              // slice -> service it was last indexed under
+	cidrs    map[model.Key][]netip.Prefix         // of ServiceCIDRs
 	pods     podNets
 	dirty    map[model.Key]struct{} // services to recompute
 	netDirty bool
@@ -144,22 +144,18 @@ func (in *inputs) setService(k model.Key, svc *model.Service) {
 // named before: both are touched when the label changed.
 func (in *inputs) setSlice(k model.Key, slice *model.EndpointSlice) {
 	if was, ok := in.owner[k]; ok {
-		delete(in.slices[was], k)
-		if len(in.slices[was]) == 0 {
+		left := slices.DeleteFunc(in.slices[was], func(s *model.EndpointSlice) bool { return s.Key == k })
+		if in.slices[was] = left; len(left) == 0 {
 			delete(in.slices, was)
 		}
 		delete(in.owner, k)
 		in.dirty[was] = struct{}{}
 	}
-	// Slices of headless services, as their controller labels them, are no proxy's business.
-	if slice == nil || slice.Service.Name == "" || hasLabel(slice.Labels, labelHeadless) {
+	if slice == nil || !balanced(slice) {
 		return
 	}
 	svc := slice.Service
-	if in.slices[svc] == nil {
-		in.slices[svc] = map[model.Key]*model.EndpointSlice{}
-	}
-	in.slices[svc][k] = slice
+	in.slices[svc] = append(in.slices[svc], slice)
 	in.owner[k] = svc
 	in.dirty[svc] = struct{}{}
 }
@@ -241,13 +237,11 @@ func (in *inputs) take() work {
 	for k := range in.dirty {
 		j := job{key: k, svc: in.services[k]}
 		if j.svc != nil {
-			for _, s := range in.slices[k] {
-				j.slices = append(j.slices, s)
-			}
+			j.slices = slices.Clone(in.slices[k])
 		}
 		w.jobs = append(w.jobs, j)
 	}
-	clear(in.dirty)
+	in.dirty = map[model.Key]struct{}{} // a map that was large once stays so
 	if in.netDirty {
 		n := in.net()
 		w.net = &n

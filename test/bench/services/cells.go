@@ -157,7 +157,7 @@ func (r *run) changes(what func(n int) (netip.Addr, func(outcome) bool, error)) 
 		if err != nil {
 			return d, err
 		}
-		packet, err := r.await(to, max(r.limits.budget, 5*time.Second), wanted)
+		packet, err := r.await(to, r.limits.cold, wanted)
 		seen, werr := watch.end()
 		if errors.Is(err, errLimit) {
 			d.late = true

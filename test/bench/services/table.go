@@ -59,7 +59,7 @@ func (t *table) memory(s subject, row string, mib float64) {
 
 func (t *table) delays(s subject, row string, d delays, l limits) {
 	if d.late {
-		t.over(s, row+": kernel, p50", max(l.budget, 5*time.Second))
+		t.over(s, row+": kernel, p50", l.cold)
 		return
 	}
 	for _, part := range []struct {
@@ -77,11 +77,19 @@ func (t *table) delays(s subject, row string, d delays, l limits) {
 func short(d time.Duration) string {
 	switch {
 	case d < time.Millisecond:
-		return fmt.Sprintf("%.3g µs", d.Seconds()*1e6)
+		return digits(d.Seconds()*1e6) + " µs"
 	case d < time.Second:
-		return fmt.Sprintf("%.3g ms", d.Seconds()*1000)
+		return digits(d.Seconds()*1000) + " ms"
 	}
-	return fmt.Sprintf("%.3g s", d.Seconds())
+	return digits(d.Seconds()) + " s"
+}
+
+// digits prints a number with three digits, or more when it has more before the point.
+func digits(v float64) string {
+	if v >= 100 {
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.3g", v)
 }
 
 func (t *table) print(w io.Writer) {
@@ -110,7 +118,7 @@ func (t *table) ratio(row string, s subject, c cell) string {
 	if s.ours || ours.value == 0 || c.value == 0 {
 		return ""
 	}
-	return fmt.Sprintf(" (%.2g×)", c.value/ours.value)
+	return " (" + strings.TrimSuffix(digits(c.value/ours.value), ".0") + "×)"
 }
 
 // printFacts says on what the figures were taken.
