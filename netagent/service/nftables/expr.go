@@ -136,6 +136,11 @@ func destinationTranslated() tokens {
 	return append(tokens{&expr.Ct{Key: expr.CtKeySTATUS, Register: register0}}, anyBit(ctDNAT)...)
 }
 
+// untranslated matches packets of connections whose destination has not been.
+func untranslated() tokens {
+	return append(tokens{&expr.Ct{Key: expr.CtKeySTATUS, Register: register0}}, noBit(ctDNAT)...)
+}
+
 // towards matches destinations in (or, negated, outside) a prefix.
 func (f family) towards(p netip.Prefix, inside bool) tokens {
 	return within(key(f.destination()), p, inside)

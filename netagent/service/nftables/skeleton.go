@@ -83,7 +83,8 @@ func (f family) nodePorts(comment string, to ...tokens) []desired.NFTRule {
 func (f family) filterChains(liberal bool) []desired.NFTChain {
 	service, node := key(f.front(false)...), key(f.front(true)...)
 	const before = priorityDNAT - 10
-	enter := []desired.NFTRule{rule("new connections: are they welcome", state(ctNew), goTo(chainNew))}
+	// The node's own connections to a backend that is the node itself come in again, translated, by loopback.
+	enter := []desired.NFTRule{rule("new connections: are they welcome", state(ctNew), untranslated(), goTo(chainNew))}
 	if !liberal {
 		enter = append(enter, rule("what connection tracking cannot place", isTCP(), state(ctInvalid), goTo(chainInvalid)))
 	}
