@@ -73,8 +73,9 @@ conformance: images deps ## run upstream's network specs on real clusters and wr
 	go run -C test/cluster . conformance --images bin/images/netagent.tar,bin/images/coredns.tar
 
 .PHONY: oracle
-oracle: ## compare our CoreDNS with the stock one, query by query (builds the stock one)
+oracle: deps ## compare our CoreDNS with the stock one, query by query, and our services with kube-proxy, packet by packet (root; builds both)
 	cd test/oracle && go test -v -count=1 ./...
+	cd test/oracle/services && go test -v -count=1 -timeout 90m . -clusters 2000
 
 .PHONY: bench
 bench: ## run the small benchmarks; bench-services measures the whole program beside its peer
@@ -90,7 +91,7 @@ lint: ## gofmt, go vet, staticcheck
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt-ed:" $$out; exit 1; }
 	go vet ./...
 	go tool staticcheck ./...
-	for m in test/cluster test/oracle; do go vet -C $$m ./...; done
+	for m in test/cluster test/oracle test/oracle/services; do go vet -C $$m ./...; done
 
 .PHONY: clean
 clean: ## remove bin/
