@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -43,7 +44,7 @@ type flowKeeper struct {
 	mu    sync.Mutex
 	known map[service.Key][]netip.AddrPort // who may keep the flows of each frontend, as the kernel's rules have it
 	owned map[model.Key][]service.Key      // the frontends of each Service
-	stale map[service.Key]keepers          // frontends whose flows have to be looked at
+	stale map[service.Key]struct{}         // frontends whose flows have to be looked at
 
 	// What follows is the step's alone.
 	began   bool      // flows from before this agent were looked at
@@ -53,19 +54,13 @@ type flowKeeper struct {
 	tuner   tuner
 }
 
-// keepers are those who may keep the flows of a frontend.
-type keepers struct {
-	gone bool // there is no such frontend any more
-	list []netip.AddrPort
-}
-
 func newFlowKeeper(p *service.Planner, c Config, m *proxyMetrics) (*flowKeeper, error) {
 	conn, err := conntrack.Open()
 	if err != nil {
 		return nil, err
 	}
 	return &flowKeeper{planner: p, conn: conn, metrics: m, log: c.Log, kick: func() {}, tuner: tuner{c.Conntrack, map[string]bool{}},
-		known: map[service.Key][]netip.AddrPort{}, owned: map[model.Key][]service.Key{}, stale: map[service.Key]keepers{}}, nil
+		known: map[service.Key][]netip.AddrPort{}, owned: map[model.Key][]service.Key{}, stale: map[service.Key]struct{}{}}, nil
 }
 
 // inForce says that the kernel has the state of these Services that the planner had at its last Flush.
@@ -87,12 +82,12 @@ func (k *flowKeeper) inForce(services map[model.Key]uint64) {
 // after it that happen to have its port.
 func (k *flowKeeper) repaired(frontends map[service.Key]struct{}) {
 	k.mu.Lock()
-	for f, keep := range k.known {
-		k.stale[f] = keepers{list: keep}
+	for f := range k.known {
+		k.stale[f] = struct{}{}
 	}
 	for f := range frontends {
 		if f.Protocol == model.TCP {
-			k.stale[f] = keepers{}
+			k.stale[f] = struct{}{}
 		}
 	}
 	due := len(k.stale) > 0
@@ -115,7 +110,7 @@ func (k *flowKeeper) compare(svc model.Key) {
 		})
 		first := len(was) == 0 && len(keep) > 0
 		if lost || first || had && !have || have && !k.began {
-			k.stale[f] = keepers{!have, keep}
+			k.stale[f] = struct{}{}
 		}
 		if have {
 			k.known[f] = keep
@@ -136,17 +131,13 @@ func (k *flowKeeper) step(ctx context.Context) (reconcile.Outcome, error) {
 	}
 	k.mu.Lock()
 	stale, first := k.stale, !k.began
-	k.stale, k.began = map[service.Key]keepers{}, true
+	k.stale, k.began = map[service.Key]struct{}{}, true
 	k.mu.Unlock()
 	if err := k.clean(stale, first); err != nil {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		k.began = !first
-		for f, at := range stale { // what was marked since knows better
-			if _, newer := k.stale[f]; !newer {
-				k.stale[f] = at
-			}
-		}
+		maps.Copy(k.stale, stale)
 		return reconcile.Outcome{}, err
 	}
 	k.mu.Lock()
@@ -173,7 +164,7 @@ func waitUntil(ctx context.Context, t time.Time) bool {
 
 // clean ends the flows of stale frontends that must not go on; at first also those of services that went
 // while no agent ran.
-func (k *flowKeeper) clean(stale map[service.Key]keepers, first bool) error {
+func (k *flowKeeper) clean(stale map[service.Key]struct{}, first bool) error {
 	if k.missing != nil || len(stale) == 0 && !first {
 		return nil
 	}
@@ -185,7 +176,7 @@ func (k *flowKeeper) clean(stale map[service.Key]keepers, first bool) error {
 	for _, protocol := range []model.Protocol{model.UDP, model.SCTP, model.TCP} {
 		for _, ipv6 := range []bool{false, true} {
 			s := newStaleFlows(protocol, ipv6, stale)
-			s.local = local
+			s.local, s.serving = local, k.planner.Serving
 			if first && protocol != model.TCP {
 				s.pods = k.planner.Net().ClusterPods
 			}
@@ -228,27 +219,21 @@ func (k *flowKeeper) cleanOne(s *staleFlows) error {
 type staleFlows struct {
 	protocol  model.Protocol
 	ipv6      bool
-	frontends map[netip.AddrPort]keeperSet // by address; a node port's is unspecified
-	local     map[netip.Addr]struct{}      // this node's addresses, where node ports are
-	pods      []netip.Prefix               // empty: only flows of the frontends above are asked for
+	frontends map[netip.AddrPort]service.Key // by address; a node port's is unspecified
+	local     map[netip.Addr]struct{}        // this node's addresses, where node ports are
+	pods      []netip.Prefix                 // empty: only flows of the frontends above are asked for
+
+	// serving is the planner's, which is never behind the kernel's rules. It is asked about each flow when that is read:
+	// by then there are flows to backends, and of services, that came after the others had been marked.
+	serving func(service.Key) (keep []netip.AddrPort, exists bool)
 }
 
-type keeperSet struct {
-	gone bool
-	list map[netip.AddrPort]struct{}
-}
-
-func newStaleFlows(protocol model.Protocol, ipv6 bool, stale map[service.Key]keepers) staleFlows {
-	s := staleFlows{protocol: protocol, ipv6: ipv6, frontends: map[netip.AddrPort]keeperSet{}}
-	for f, who := range stale {
-		if f.Protocol != protocol || f.Addr.Is6() != ipv6 {
-			continue
+func newStaleFlows(protocol model.Protocol, ipv6 bool, stale map[service.Key]struct{}) staleFlows {
+	s := staleFlows{protocol: protocol, ipv6: ipv6, frontends: map[netip.AddrPort]service.Key{}}
+	for f := range stale {
+		if f.Protocol == protocol && f.Addr.Is6() == ipv6 {
+			s.frontends[netip.AddrPortFrom(f.Addr, f.Port)] = f
 		}
-		at := keeperSet{who.gone, make(map[netip.AddrPort]struct{}, len(who.list))}
-		for _, a := range who.list {
-			at.list[a] = struct{}{}
-		}
-		s.frontends[netip.AddrPortFrom(f.Addr, f.Port)] = at
 	}
 	return s
 }
@@ -297,11 +282,13 @@ func (s *staleFlows) has(f conntrack.Flow) bool {
 	if !ok {
 		// A service address of which nobody knows any more. Whoever else translates to pods, such as
 		// for host ports, does so from the node's own addresses.
-		return !local && f.Answers != f.Dst && slices.ContainsFunc(s.pods, func(p netip.Prefix) bool { return p.Contains(f.Answers.Addr()) })
+		_, exists := s.serving(service.Key{Kind: service.ClusterIP, Protocol: s.protocol, Addr: f.Dst.Addr(), Port: f.Dst.Port()})
+		return !exists && !local && f.Answers != f.Dst && slices.ContainsFunc(s.pods, func(p netip.Prefix) bool { return p.Contains(f.Answers.Addr()) })
 	}
-	if at.gone {
+	keep, exists := s.serving(at)
+	if !exists {
 		return f.Answers != f.Dst // what was not translated is no flow of a service
 	}
-	_, keep := at.list[f.Answers]
-	return !keep
+	_, kept := slices.BinarySearchFunc(keep, f.Answers, netip.AddrPort.Compare)
+	return !kept
 }

@@ -216,6 +216,40 @@ func TestClientsThatKeepTheirPortFollowTheService(t *testing.T) {
 	}
 }
 
+// TestFlowsToBackendsThatCameSinceGoOn: the table is read some time after a backend left, for the sake of what
+// reading costs, and until then others may come.
+func TestFlowsToBackendsThatCameSinceGoOn(t *testing.T) {
+	l := newFlowLab(t, "nftables")
+	l.apply(t, append(flowNodes(), l.service(nil))...)
+	both := map[string]string{"pod1": "r", "pod2": "r"}
+	l.apply(t, l.backends(both)...)
+	for _, pods := range []map[string]string{{"pod2": "r"}, both} {
+		l.store.Apply(l.backends(pods))
+		l.node.Run(t, func() error { _, err := l.services.step(t.Context()); return err })
+	}
+	const flows = 20
+	for i := range dpFamilies {
+		to := netip.AddrPortFrom(dpFamilies[i].udp, dpPort)
+		answered := map[string]int{}
+		for n := range flows {
+			name, err := l.client.from(flowPort+n, to, patience)
+			if err != nil {
+				t.Fatal(err)
+			}
+			answered[name]++
+		}
+		if len(answered) != 2 {
+			t.Fatalf("answered by %v, want both pods", answered)
+		}
+	}
+	l.sync(t)
+	for i := range dpFamilies {
+		if n := l.tracked(t, model.UDP, netip.AddrPortFrom(dpFamilies[i].udp, dpPort)); n != flows {
+			t.Errorf("%s: %d flows go on, want %d", dpFamilies[i].family, n, flows)
+		}
+	}
+}
+
 // wantRefused: at zero endpoints, what was translated must not go on into nowhere.
 func (l *flowLab) wantRefused(t *testing.T) {
 	t.Helper()

@@ -89,7 +89,7 @@ func newMetricsLab(t *testing.T) *metricsLab {
 	m := newProxyMetrics(led)
 	m.families = []string{"IPv4", "IPv6"} // whatever this machine has
 	l := &metricsLab{plane: &fakePlane{}, store: model.NewStore(), reg: prometheus.NewRegistry()}
-	flows := &flowKeeper{planner: p, metrics: m, kick: func() {}, known: map[service.Key][]netip.AddrPort{}, owned: map[model.Key][]service.Key{}, stale: map[service.Key]keepers{}}
+	flows := &flowKeeper{planner: p, metrics: m, kick: func() {}, known: map[service.Key][]netip.AddrPort{}, owned: map[model.Key][]service.Key{}, stale: map[service.Key]struct{}{}}
 	l.services = &services{planner: p, dataplane: l.plane, ledger: led, metrics: m, flows: flows}
 	m.register(l.reg, "nftables")
 	l.store.Subscribe(func(rev uint64, changes []model.Change) {
