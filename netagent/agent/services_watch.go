@@ -9,14 +9,16 @@ import (
 	"github.com/braidnet/braid/internal/kernel/ipt"
 	"github.com/braidnet/braid/internal/kernel/nft"
 	"github.com/braidnet/braid/netagent/service"
+	"github.com/braidnet/braid/netagent/service/iptables"
 	"github.com/braidnet/braid/netagent/service/nftables"
 )
 
 const (
 	// lookEvery is how often Watch looks whether somebody else changed the kernel's rules. It looks at
 	// one number instead of listening to events, since a listener makes the kernel write a message for
-	// every element of our own transactions too, some kilobytes of its memory each.
-	lookEvery = time.Second
+	// every element of our own transactions too, some kilobytes of its memory each. A look costs microseconds;
+	// with what a repair takes it is how long services are gone after a flush.
+	lookEvery = 200 * time.Millisecond
 	// repairShare bounds what it costs when somebody else writes rules all the time: one part of the
 	// time in so many goes into comparing ours with them. Tables that are gone do not wait for it, and
 	// where the last comparison found that somebody meddles with ours, harmShare holds.
@@ -33,6 +35,7 @@ const (
 // ruleset tells changes of the namespace's rules by others from our own.
 type ruleset struct {
 	generation func() (uint32, error) // a number that is another after a change
+	gone       func() bool            // tables or chains of ours are not there or empty, as after a flush; nil when that cannot be asked cheaply
 	close      func()
 	commits    func() uint32 // how many we made, each of which raises the generation by one; nil when that is not known
 	known      uint32        // generation when we last looked
@@ -43,13 +46,15 @@ type ruleset struct {
 // newRuleset returns what sees changes of a dataplane's rules, nil for one that cannot be watched.
 func newRuleset(dp service.Dataplane) (*ruleset, error) {
 	var commits func() uint32
+	var gone func(*nft.Conn) bool
 	switch dp := dp.(type) {
 	case *nftablesPlane:
-		commits = dp.conn.Commits
+		commits, gone = dp.conn.Commits, dp.gone
 	case *iptablesPlane:
 		if dp.variant == ipt.Legacy {
 			return dp.watchLegacy()
 		}
+		gone = dp.gone
 	default:
 		return nil, nil
 	}
@@ -57,7 +62,7 @@ func newRuleset(dp service.Dataplane) (*ruleset, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &ruleset{generation: conn.Generation, close: func() { conn.Close() }, commits: commits}, nil
+	return &ruleset{generation: conn.Generation, gone: func() bool { return gone(conn) }, close: conn.Close, commits: commits}, nil
 }
 
 func (p *iptablesPlane) watchLegacy() (*ruleset, error) {
@@ -145,16 +150,30 @@ func (s *services) suspect(now time.Time) bool {
 	if s.harmed {
 		share = harmShare
 	}
-	return now.Sub(s.whole) >= share*s.took || s.gone()
+	return now.Sub(s.whole) >= share*s.took || s.rules.gone != nil && s.rules.gone()
 }
 
 // gone reports whether a table of ours is not there at all, as after "nft flush ruleset". It costs one
 // question to the kernel per family.
-func (s *services) gone() bool {
-	p, ok := s.dataplane.(*nftablesPlane)
-	return ok && slices.ContainsFunc(p.families, func(f desired.NFTFamily) bool {
-		there, err := p.conn.Exists(f, nftables.TableName)
+func (p *nftablesPlane) gone(conn *nft.Conn) bool {
+	return slices.ContainsFunc(p.families, func(f desired.NFTFamily) bool {
+		there, err := conn.Exists(f, nftables.TableName)
 		return err == nil && !there
+	})
+}
+
+// gone reports whether the chains that all packets enter by are empty, as after "iptables -F". It costs one
+// question to the kernel per family and table.
+func (p *iptablesPlane) gone(conn *nft.Conn) bool {
+	return slices.ContainsFunc(p.families, func(f *iptablesFamily) bool {
+		family := desired.NFTIPv4
+		if f.ipv6 {
+			family = desired.NFTIPv6
+		}
+		return slices.ContainsFunc(iptables.FrontendTables, func(table string) bool {
+			there, err := conn.HasRules(family, table, iptables.Entry)
+			return err == nil && !there
+		})
 	})
 }
 

@@ -163,6 +163,22 @@ func TestRepairsArePutOffWhenTheyAreDearAndOthersAreBusy(t *testing.T) {
 	}
 }
 
+func TestEmptiedChainsAreNotPutOff(t *testing.T) {
+	l := newRulesLab(t, "iptables")
+	for _, harm := range []string{"iptables-nft -t nat -F", "ip6tables-nft -F", "nft flush ruleset"} {
+		l.took, l.whole = 100*time.Millisecond, time.Now()
+		l.Exec(t, "iptables-nft", "-A", "FORWARD", "-p", "tcp", "--dport", "9", "-j", "DROP")
+		if l.touched(l.whole.Add(time.Second)) {
+			t.Error("a comparison of 100 ms every second is more than one part in fifty")
+		}
+		l.Exec(t, "sh", "-c", harm)
+		if !l.touched(l.whole.Add(time.Second)) {
+			t.Errorf("after %q services wait like rules of others", harm)
+		}
+		l.sync(t)
+	}
+}
+
 func TestWatchKicks(t *testing.T) {
 	l := newRulesLab(t, "nftables")
 	l.took = 0

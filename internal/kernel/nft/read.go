@@ -71,6 +71,18 @@ func (c *Conn) Exists(family desired.NFTFamily, table string) (bool, error) {
 	return true, nil
 }
 
+// HasRules reports whether there is a chain of that name in the table, with a rule in it.
+func (c *Conn) HasRules(family desired.NFTFamily, table, chain string) (has bool, err error) {
+	filter := []string{unix.NFTA_RULE_TABLE: table, unix.NFTA_RULE_CHAIN: chain}
+	err = c.query(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, family, filter, func(a fields) {
+		has = has || text(a.get(unix.NFTA_RULE_TABLE)) == table && text(a.get(unix.NFTA_RULE_CHAIN)) == chain
+	})
+	if err != nil {
+		return false, fmt.Errorf("look for rules in chain %s of table %s %s: %w", chain, family, table, err)
+	}
+	return has, nil
+}
+
 // Comment reads the comment of a table; an error for which errors.Is(err, unix.ENOENT) holds when there is none.
 func (c *Conn) Comment(family desired.NFTFamily, table string) (string, error) {
 	words, err := c.head(family, table)

@@ -11,10 +11,10 @@ import (
 // The tables in the order in which they are written: what guards loopback addresses before any of them is
 // served, and translation before refusal, so that a frontend that gets its first backend is translated before it
 // stops being refused.
-var tables = append([]string{"raw"}, frontendTables...)
+var tables = append([]string{"raw"}, FrontendTables...)
 
-// frontendTables are those in which frontends have rules.
-var frontendTables = []string{"nat", "filter"}
+// FrontendTables are those in which frontends have rules.
+var FrontendTables = []string{"nat", "filter"}
 
 // family is all that differs between IPv4 and IPv6.
 type family struct {

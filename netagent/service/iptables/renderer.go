@@ -58,7 +58,7 @@ func (r *Renderer) reset() {
 	r.dirty = map[chainID]struct{}{}
 	r.fix = map[string][]string{}
 	r.trees = map[chainID]*tree{}
-	for _, t := range frontendTables {
+	for _, t := range FrontendTables {
 		for _, root := range []string{chainAddresses, chainNodePorts} {
 			r.trees[chainID{t, root}] = newTree()
 		}
@@ -140,7 +140,7 @@ func (r *Renderer) show(f *service.Frontend, state closure) {
 	}
 	key, _ := dispatchKey(f.Key)
 	rules := r.dispatch(f, key, state)
-	for _, table := range frontendTables {
+	for _, table := range FrontendTables {
 		if x := rules[table]; x != "" {
 			r.tree(table, f).put(key, x)
 		} else {

@@ -15,6 +15,9 @@ import (
 // Prefix starts the name of every chain of ours; nothing else in the kernel is touched.
 const Prefix = "BRAID-"
 
+// Entry is the chain by which packets get to ours, in each of FrontendTables. It is never empty.
+const Entry = chainServices
+
 // Chains that always exist. Names may have 28 characters at most (XT_EXTENSION_MAXNAMELEN less NUL).
 const (
 	chainServices    = Prefix + "SERVICES"    // entry, in both tables
