@@ -22,7 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// Object is a *corev1.Node, *corev1.Service, *discoveryv1.EndpointSlice or *networkingv1.ServiceCIDR.
+// Object is a *corev1.Namespace, *corev1.Node, *corev1.Service, *discoveryv1.EndpointSlice or *networkingv1.ServiceCIDR.
 type Object interface {
 	metav1.Object
 	Marshal() ([]byte, error)
@@ -137,6 +137,8 @@ var kinds = map[string]runtime.TypeMeta{
 
 func resourceOf(o Object) string {
 	switch o.(type) {
+	case *corev1.Namespace:
+		return "namespaces"
 	case *corev1.Node:
 		return "nodes"
 	case *corev1.Service:

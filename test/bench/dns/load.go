@@ -1,0 +1,186 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// result is one run.
+type result struct {
+	rate    float64 // answers per second
+	perCPU  float64 // answers per second of processor time of the server
+	lost    int
+	answers string // dnsperf's line of response codes
+}
+
+// measure asks one workload of all servers in turns and prints a table.
+func (w *workload) measure(ctx context.Context, o *options, all []*server, out io.Writer) error {
+	file := filepath.Join(o.dir, "questions")
+	if err := os.WriteFile(file, []byte(strings.Join(w.lines, "\n")+"\n"), 0o644); err != nil {
+		return err
+	}
+	results := map[*server][]result{}
+	for range o.rounds {
+		for _, s := range all {
+			if s.corefile == "" && w.outside {
+				continue
+			}
+			r, err := w.ask(ctx, s, file, o.span)
+			if err != nil {
+				return fmt.Errorf("%s: %w", s.name, err)
+			}
+			results[s] = append(results[s], r)
+			fmt.Fprintf(os.Stderr, "%-28s %-28s %8.0f/s %8.0f per CPU second, %d lost, %s\n", w.name, s.name, r.rate, r.perCPU, r.lost, r.answers)
+		}
+	}
+	fmt.Fprintf(out, "\n### %s\n\n| | per second | per CPU second | against stock | against bare | p50, p99 at half load |\n|---|---|---|---|---|---|\n", w.name)
+	figure := func(program string) float64 {
+		for s, list := range results {
+			if strings.HasPrefix(s.name, program) {
+				return median(list, func(r result) float64 { return r.perCPU })
+			}
+		}
+		return math.NaN()
+	}
+	stock, bare := figure("stock"), figure("bare")
+	for _, s := range all {
+		list := results[s]
+		if len(list) == 0 {
+			continue
+		}
+		rate, per := median(list, func(r result) float64 { return r.rate }), median(list, func(r result) float64 { return r.perCPU })
+		p50, p99, err := w.delays(ctx, s, file, o.span, rate/2)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		fmt.Fprintf(out, "| %s | %.0f | %.0f | %s | %s | %s, %s |\n", s.name, rate, per, ratio(per, stock), ratio(per, bare), short(p50), short(p99))
+	}
+	return nil
+}
+
+func ratio(a, b float64) string {
+	if math.IsNaN(b) || b == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f×", a/b)
+}
+
+func short(d time.Duration) string { return fmt.Sprintf("%.3g ms", d.Seconds()*1000) }
+
+func median(list []result, of func(result) float64) float64 {
+	values := make([]float64, len(list))
+	for i, r := range list {
+		values[i] = of(r)
+	}
+	slices.Sort(values)
+	return (values[len(values)/2] + values[(len(values)-1)/2]) / 2
+}
+
+func (w *workload) dnsperf(ctx context.Context, s *server, file string, span time.Duration, more ...string) *exec.Cmd {
+	args := append([]string{"-c", strconv.Itoa(askerCPU), "dnsperf", "-s", "127.0.0.1", "-p", strconv.Itoa(s.port), "-d", file,
+		"-l", fmt.Sprint(max(1, int(span.Seconds()))), "-c", "8", "-t", "1"}, more...)
+	if w.edns {
+		args = append(args, "-e")
+	}
+	return exec.CommandContext(ctx, "taskset", args...)
+}
+
+// ask asks as fast as the server answers, with up to 200 questions under way.
+func (w *workload) ask(ctx context.Context, s *server, file string, span time.Duration) (r result, err error) {
+	before, err := s.cpuTime()
+	if err != nil {
+		return r, err
+	}
+	text, err := w.dnsperf(ctx, s, file, span, "-q", "200").CombinedOutput()
+	if err != nil {
+		return r, fmt.Errorf("dnsperf: %w: %s", err, text)
+	}
+	after, err := s.cpuTime()
+	if err != nil {
+		return r, err
+	}
+	var done float64
+	for line := range strings.SplitSeq(string(text), "\n") {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		f := strings.Fields(value)
+		if len(f) == 0 {
+			continue
+		}
+		switch name {
+		case "Queries per second":
+			r.rate, err = strconv.ParseFloat(f[0], 64)
+		case "Queries completed":
+			done, err = strconv.ParseFloat(f[0], 64)
+		case "Queries lost":
+			r.lost, err = strconv.Atoi(f[0])
+		case "Response codes":
+			r.answers = strings.TrimSpace(value)
+		}
+		if err != nil {
+			return r, fmt.Errorf("dnsperf said %q: %w", line, err)
+		}
+	}
+	if done == 0 || after <= before {
+		return r, fmt.Errorf("nothing was answered:\n%s", text)
+	}
+	r.perCPU = done / (after - before).Seconds()
+	return r, nil
+}
+
+// delays asks at a rate and returns how long answers took.
+func (w *workload) delays(ctx context.Context, s *server, file string, span time.Duration, rate float64) (p50, p99 time.Duration, err error) {
+	cmd := w.dnsperf(ctx, s, file, span, "-q", "1000", "-v", "-Q", strconv.Itoa(max(1, int(rate))))
+	cmd.Stderr = os.Stderr
+	text, err := cmd.Output()
+	if err != nil {
+		return 0, 0, fmt.Errorf("dnsperf: %w", err)
+	}
+	var list []float64
+	lines := bufio.NewScanner(bytes.NewReader(text))
+	for lines.Scan() {
+		f := strings.Fields(lines.Text()) // > NOERROR name type seconds
+		if len(f) == 5 && f[0] == ">" {
+			if v, err := strconv.ParseFloat(f[4], 64); err == nil {
+				list = append(list, v)
+			}
+		}
+	}
+	if len(list) == 0 {
+		return 0, 0, fmt.Errorf("no answers at %.0f per second", rate)
+	}
+	slices.Sort(list)
+	at := func(p int) time.Duration { return time.Duration(list[(len(list)-1)*p/100] * float64(time.Second)) }
+	return at(50), at(99), lines.Err()
+}
+
+// printFacts says on what the figures were taken.
+func printFacts(w io.Writer, o *options) {
+	var u unix.Utsname
+	_ = unix.Uname(&u) // it cannot fail with a valid address
+	load, _ := os.ReadFile("/proc/loadavg")
+	fmt.Fprintf(w, "%s; Linux %s; %d processors; load average at the start %s; %d services with %d endpoints each; medians of %d runs of %v\n",
+		time.Now().UTC().Format("2 January 2006 15:04 MST"), unix.ByteSliceToString(u.Release[:]), runtime.NumCPU(),
+		strings.Join(strings.Fields(string(load))[:1], ""), o.services, o.endpoints, o.rounds, o.span)
+}
+
+func printStarts(w io.Writer, all []*server) {
+	fmt.Fprint(w, "\n### Start and memory\n\n| | first answer after | resident, MiB | at its highest |\n|---|---|---|---|\n")
+	for _, s := range all {
+		now, peak := s.memory()
+		fmt.Fprintf(w, "| %s | %s | %d | %d |\n", s.name, short(s.opened), now, peak)
+	}
+}
