@@ -92,9 +92,13 @@ func (x *Index) ExternalIPs() []netip.Addr {
 
 // Services returns all services, sorted by key. It is for zone transfers and people.
 func (x *Index) Services() []*model.Service {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	return sorted(x.services)
+	all := map[model.Key]*model.Service{}
+	for k, r := range x.records.all() {
+		if r.service != nil {
+			all[k] = r.service
+		}
+	}
+	return sorted(all)
 }
 
 // Imports returns the services of the cluster set, sorted by key, each in the form of a service.
@@ -113,21 +117,26 @@ func sorted[T model.Object](m map[model.Key]T) []T {
 	return out
 }
 
+// slicesOf returns the slices of a service, or of one of a set of clusters.
+func (x *Index) slicesOf(s *model.Service) []*slice {
+	if s.Kind != model.KindServiceImport {
+		_, list := x.service(s.Key)
+		return list
+	}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.byImport[s.Key]
+}
+
 // Labels returns what stands in front of a service in the names of its endpoints: one entry for each
 // distinct one, sorted.
 func (x *Index) Labels(s *model.Service, v View) []string {
-	x.mu.RLock()
-	list := x.byService[s.Key]
-	if s.Kind == model.KindServiceImport {
-		list = x.byImport[s.Key]
-	}
-	x.mu.RUnlock()
 	var out []string
-	for _, sl := range list {
-		for _, e := range sl.endpoints {
+	for _, sl := range x.slicesOf(s) {
+		for _, e := range sl.Endpoints {
 			label := e.Label(v.PodNames)
 			if s.Kind == model.KindServiceImport {
-				label += "." + sl.cluster
+				label += "." + sl.Cluster
 			}
 			out = append(out, label)
 		}
@@ -146,14 +155,8 @@ func (x *Index) Ports(s *model.Service) []string {
 		}
 	}
 	if s.Headless {
-		x.mu.RLock()
-		list := x.byService[s.Key]
-		if s.Kind == model.KindServiceImport {
-			list = x.byImport[s.Key]
-		}
-		x.mu.RUnlock()
-		for _, sl := range list {
-			for _, p := range sl.ports {
+		for _, sl := range x.slicesOf(s) {
+			for _, p := range sl.Ports {
 				add(p.Name, p.Protocol)
 			}
 		}
@@ -168,12 +171,9 @@ func (x *Index) Ports(s *model.Service) []string {
 
 // Zones returns the topology zones that endpoints of a service are in, sorted.
 func (x *Index) Zones(s *model.Service) []string {
-	x.mu.RLock()
-	list := x.byService[s.Key]
-	x.mu.RUnlock()
 	var out []string
-	for _, sl := range list {
-		for _, e := range sl.endpoints {
+	for _, sl := range x.slicesOf(s) {
+		for _, e := range sl.Endpoints {
 			if zone := e.Place().Zone; zone != "" {
 				out = append(out, strings.ToLower(zone))
 			}
@@ -203,11 +203,11 @@ func (x *Index) PodAt(a netip.Addr) *model.Pod {
 // Addresses returns every address that has a reverse name: cluster IPs and ready endpoints.
 func (x *Index) Addresses() []netip.Addr {
 	x.mu.RLock()
-	out := make([]netip.Addr, 0, len(x.clusterIPs)+len(x.endpoints))
+	out := make([]netip.Addr, 0, len(x.clusterIPs)+x.endpoints.used)
 	for a := range x.clusterIPs {
 		out = append(out, a)
 	}
-	for a := range x.endpoints {
+	for a := range x.endpoints.all() {
 		out = append(out, a)
 	}
 	x.mu.RUnlock()

@@ -7,9 +7,11 @@
 package names
 
 import (
+	"hash/maphash"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/braidnet/braid/internal/model"
@@ -21,44 +23,45 @@ import (
 type Index struct {
 	now func() time.Time
 
+	// What almost every answer needs is read without a lock.
+	namespaces table[string, struct{}]
+	records    table[model.Key, record]
+	published  [3]atomic.Uint32 // values of serials
+
 	mu         sync.RWMutex
 	rev        uint64
-	serials    [3]serial // by ZoneClass
-	namespaces map[string]struct{}
-	used       map[string]int // services, slices and pods held, by namespace
-	services   map[model.Key]*model.Service
+	serials    [3]serial                    // by ZoneClass
+	used       map[string]int               // services, slices and pods held, by namespace
 	imports    map[model.Key]*model.Service // ServiceImports, as services with the set's addresses
 	slices     map[model.Key]*slice         // by the slice's own name
-	byService  map[model.Key][]*slice       // sorted by name; replaced, never changed in place
-	byImport   map[model.Key][]*slice       // likewise
+	byImport   map[model.Key][]*slice       // sorted by name; replaced, never changed in place
 	clusterIPs map[netip.Addr][]model.Key
 	externals  map[netip.Addr][]model.Key // external and load-balancer addresses
-	endpoints  map[netip.Addr][]endpointRef
+	endpoints  reverse
 	pods       map[model.Key]*model.Pod
 	podIPs     map[netip.Addr][]model.Key
 	nodes      nodes
 }
 
-// endpointRef points at one address of a slice.
-type endpointRef struct {
-	slice *slice
-	i     int
+// record is what there is of a service: itself, its slices sorted by name, or both.
+type record struct {
+	service *model.Service
+	slices  []*slice // replaced, never changed in place
 }
 
 // New returns an empty index.
 func New() *Index {
 	return &Index{
 		now:        time.Now,
-		namespaces: map[string]struct{}{},
+		namespaces: table[string, struct{}]{hash: func(s maphash.Seed, ns string) uint64 { return maphash.String(s, ns) }, seed: maphash.MakeSeed()},
+		records:    table[model.Key, record]{hash: hashKey, seed: maphash.MakeSeed()},
 		used:       map[string]int{},
-		services:   map[model.Key]*model.Service{},
 		imports:    map[model.Key]*model.Service{},
 		slices:     map[model.Key]*slice{},
-		byService:  map[model.Key][]*slice{},
 		byImport:   map[model.Key][]*slice{},
 		clusterIPs: map[netip.Addr][]model.Key{},
 		externals:  map[netip.Addr][]model.Key{},
-		endpoints:  map[netip.Addr][]endpointRef{},
+		endpoints:  newReverse(),
 		pods:       map[model.Key]*model.Pod{},
 		podIPs:     map[netip.Addr][]model.Key{},
 		nodes:      newNodes(),
@@ -80,8 +83,11 @@ func (x *Index) Apply(rev uint64, changes []model.Change) {
 	for z, yes := range touched {
 		if yes {
 			x.serials[z].advance(x.now())
+			x.published[z].Store(x.serials[z].value)
 		}
 	}
+	x.namespaces.publish()
+	x.records.publish()
 }
 
 // apply returns the zones whose answers may have changed.
@@ -108,11 +114,11 @@ func (x *Index) apply(c model.Change) []ZoneClass {
 }
 
 func (x *Index) setNamespace(k model.Key, present bool) []ZoneClass {
-	_, had := x.namespaces[k.Name]
+	_, had := x.namespaces.coming(k.Name)
 	if present {
-		x.namespaces[k.Name] = struct{}{}
+		x.namespaces.set(k.Name, struct{}{})
 	} else {
-		delete(x.namespaces, k.Name)
+		x.namespaces.remove(k.Name)
 	}
 	if had == present {
 		return nil
@@ -122,7 +128,8 @@ func (x *Index) setNamespace(k model.Key, present bool) []ZoneClass {
 
 func (x *Index) setService(k model.Key, s *model.Service) []ZoneClass {
 	touched := []ZoneClass{ClusterZone}
-	old := x.services[k]
+	r, _ := x.records.coming(k)
+	old := r.service
 	if old != nil {
 		for _, a := range old.ClusterIPs {
 			removeKey(x.clusterIPs, a, k)
@@ -130,16 +137,15 @@ func (x *Index) setService(k model.Key, s *model.Service) []ZoneClass {
 		for _, a := range ExternalAddrs(old) {
 			removeKey(x.externals, a, k)
 		}
-		delete(x.services, k)
 		x.use(k, -1)
 	}
+	x.setRecord(k, record{s, r.slices})
 	if outside(old) || outside(s) {
 		touched = append(touched, ExternalZone)
 	}
 	if s == nil {
 		return touched
 	}
-	x.services[k] = s
 	x.use(k, 1)
 	for _, a := range s.ClusterIPs {
 		addKey(x.clusterIPs, a, k)
@@ -148,6 +154,14 @@ func (x *Index) setService(k model.Key, s *model.Service) []ZoneClass {
 		addKey(x.externals, a, k)
 	}
 	return touched
+}
+
+func (x *Index) setRecord(k model.Key, r record) {
+	if r.service == nil && len(r.slices) == 0 {
+		x.records.remove(k)
+	} else {
+		x.records.set(k, r)
+	}
 }
 
 func (x *Index) setImport(k model.Key, s *model.ServiceImport) []ZoneClass {
@@ -164,10 +178,10 @@ func (x *Index) setImport(k model.Key, s *model.ServiceImport) []ZoneClass {
 
 func (x *Index) setSlice(k model.Key, s *Slice) (touched []ZoneClass) {
 	touch := func(sl *slice) {
-		if sl.service.Name != "" {
+		if sl.Service.Name != "" {
 			touched = append(touched, ClusterZone, ExternalZone)
 		}
-		if sl.imported.Name != "" {
+		if sl.Import.Name != "" {
 			touched = append(touched, SetZone)
 		}
 	}
@@ -179,39 +193,30 @@ func (x *Index) setSlice(k model.Key, s *Slice) (touched []ZoneClass) {
 	if s == nil || (s.Service.Name == "" && s.Import.Name == "") {
 		return touched
 	}
-	fresh := newSlice(s)
+	fresh := &slice{Slice: s}
 	touch(fresh)
 	x.slices[k] = fresh
 	x.use(k, 1)
-	addSlice(x.byImport, fresh.imported, fresh)
-	if fresh.service.Name == "" {
+	addSlice(x.byImport, fresh.Import, fresh)
+	if fresh.Service.Name == "" {
 		return touched
 	}
-	addSlice(x.byService, fresh.service, fresh)
-	for i, e := range fresh.endpoints {
-		refs := x.endpoints[e.Addr]
-		at, _ := slices.BinarySearchFunc(refs, endpointRef{fresh, i}, compareRefs)
-		x.endpoints[e.Addr] = slices.Insert(slices.Clip(refs), at, endpointRef{fresh, i}) // readers may have the old one
-	}
+	r, _ := x.records.coming(fresh.Service)
+	x.setRecord(fresh.Service, record{r.service, withSlice(r.slices, fresh)})
+	x.endpoints.add(fresh)
 	return touched
 }
 
 func (x *Index) removeSlice(old *slice) {
-	delete(x.slices, old.key)
-	x.use(old.key, -1)
-	removeSlice(x.byImport, old.imported, old)
-	if old.service.Name == "" {
+	delete(x.slices, old.Key)
+	x.use(old.Key, -1)
+	removeSlice(x.byImport, old.Import, old)
+	if old.Service.Name == "" {
 		return
 	}
-	removeSlice(x.byService, old.service, old)
-	for _, e := range old.endpoints {
-		refs := slices.DeleteFunc(slices.Clone(x.endpoints[e.Addr]), func(r endpointRef) bool { return r.slice == old })
-		if len(refs) == 0 {
-			delete(x.endpoints, e.Addr)
-		} else {
-			x.endpoints[e.Addr] = refs
-		}
-	}
+	r, _ := x.records.coming(old.Service)
+	x.setRecord(old.Service, record{r.service, withoutSlice(r.slices, old)})
+	x.endpoints.remove(old)
 }
 
 // setPod says that the zone changed only when the pod's addresses did: its readiness has no name.

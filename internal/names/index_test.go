@@ -247,32 +247,29 @@ func (w world) object() model.Object {
 // dump lists everything the index holds, without the pointers and the tables made at first use.
 func (x *Index) dump() map[string]any {
 	out := map[string]any{}
-	for k := range x.namespaces {
+	for k := range x.namespaces.all() {
 		out["namespace "+k] = true
 	}
 	for k, n := range x.used {
 		out["used "+k] = n
 	}
-	for k, s := range x.services {
-		out["service "+k.String()] = *s
-	}
 	for k, s := range x.slices {
-		out["slice "+k.String()] = []any{s.service, s.ports, s.endpoints}
+		out["slice "+k.String()] = []any{s.Service, s.Ports, s.Endpoints}
 	}
-	for k, list := range x.byService {
+	for k, r := range x.records.all() {
 		var keys []model.Key
-		for _, s := range list {
-			keys = append(keys, s.key)
+		for _, s := range r.slices {
+			keys = append(keys, s.Key)
 		}
-		out["slices of "+k.String()] = keys
+		out["record "+k.String()] = []any{r.service, keys}
 	}
 	for a, list := range x.clusterIPs {
 		out["cluster IP "+a.String()] = list
 	}
-	for a, list := range x.endpoints {
+	for a := range x.endpoints.all() {
 		var refs []string
-		for _, r := range list {
-			refs = append(refs, fmt.Sprint(r.slice.key, r.i))
+		for _, r := range x.endpoints.find(nil, a) {
+			refs = append(refs, fmt.Sprint(r.slice.Key, r.i))
 		}
 		out["endpoint "+a.String()] = refs
 	}
@@ -282,7 +279,7 @@ func (x *Index) dump() map[string]any {
 	for k, list := range x.byImport {
 		var keys []model.Key
 		for _, s := range list {
-			keys = append(keys, s.key)
+			keys = append(keys, s.Key)
 		}
 		out["slices of import "+k.String()] = keys
 	}

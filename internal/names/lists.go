@@ -36,33 +36,33 @@ func compareKeys(a, b model.Key) int {
 	return strings.Compare(a.Name, b.Name)
 }
 
-func compareSlices(a, b *slice) int { return compareKeys(a.key, b.key) }
+func compareSlices(a, b *slice) int { return compareKeys(a.Key, b.Key) }
 
-func compareRefs(a, b endpointRef) int {
-	if c := compareSlices(a.slice, b.slice); c != 0 {
-		return c
-	}
-	return a.i - b.i
-}
-
-// addSlice and removeSlice replace lists, so that readers may keep the one they have.
+// addSlice and removeSlice keep the lists of a map.
 func addSlice(m map[model.Key][]*slice, k model.Key, s *slice) {
-	if k.Name == "" {
-		return
+	if k.Name != "" {
+		m[k] = withSlice(m[k], s)
 	}
-	list := m[k]
-	at, _ := slices.BinarySearchFunc(list, s, compareSlices)
-	m[k] = slices.Insert(slices.Clone(list), at, s)
 }
 
 func removeSlice(m map[model.Key][]*slice, k model.Key, s *slice) {
-	list := m[k]
-	if at, ok := slices.BinarySearchFunc(list, s, compareSlices); ok {
-		list = slices.Delete(slices.Clone(list), at, at+1)
-	}
-	if len(list) == 0 {
-		delete(m, k)
-	} else {
+	if list := withoutSlice(m[k], s); len(list) > 0 {
 		m[k] = list
+	} else {
+		delete(m, k)
 	}
+}
+
+// withSlice and withoutSlice return new lists, so that readers may keep the one they have.
+func withSlice(list []*slice, s *slice) []*slice {
+	at, _ := slices.BinarySearchFunc(list, s, compareSlices)
+	return slices.Insert(slices.Clip(list), at, s)
+}
+
+func withoutSlice(list []*slice, s *slice) []*slice {
+	at, ok := slices.BinarySearchFunc(list, s, compareSlices)
+	if !ok {
+		return list
+	}
+	return slices.Delete(slices.Clone(list), at, at+1)
 }

@@ -37,8 +37,12 @@ func (p Pointer) same(q Pointer) bool {
 // cluster IP in a namespace that may be told, else every endpoint with it. They are in the array of buf
 // as far as it reaches.
 func (x *Index) PointersInto(buf []Pointer, a netip.Addr, v View, told func(namespace string) bool) []Pointer {
+	var few [8]endpointRef
 	x.mu.RLock()
-	keys, refs := x.clusterIPs[a], x.endpoints[a]
+	keys, refs := x.clusterIPs[a], few[:0]
+	if !v.NoEndpoints {
+		refs = x.endpoints.find(refs, a)
+	}
 	x.mu.RUnlock()
 	buf = buf[:0]
 	for _, k := range keys {
@@ -46,12 +50,9 @@ func (x *Index) PointersInto(buf []Pointer, a netip.Addr, v View, told func(name
 			return append(buf, Pointer{Service: k})
 		}
 	}
-	if v.NoEndpoints {
-		return buf
-	}
 next:
 	for _, r := range refs {
-		p := Pointer{Service: r.slice.service, podNames: v.PodNames, endpoint: &r.slice.endpoints[r.i]}
+		p := Pointer{Service: r.slice.Service, podNames: v.PodNames, endpoint: &r.slice.Endpoints[r.i]}
 		if !told(p.Service.Namespace) {
 			continue
 		}
@@ -76,10 +77,10 @@ type Owner struct {
 func (x *Index) Owners(a netip.Addr) []Owner {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	refs := x.endpoints[a]
+	refs := x.endpoints.find(nil, a)
 	out := make([]Owner, len(refs))
 	for i, r := range refs {
-		out[i] = Owner{r.slice.service, r.slice.endpoints[r.i], r.slice.endpoints}
+		out[i] = Owner{r.slice.Service, r.slice.Endpoints[r.i], r.slice.Endpoints}
 	}
 	return out
 }

@@ -60,9 +60,7 @@ type Answer struct {
 
 // HasNamespace reports whether a namespace exists.
 func (x *Index) HasNamespace(ns string) bool {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	_, ok := x.namespaces[ns]
+	_, ok := x.namespaces.get(ns)
 	return ok
 }
 
@@ -136,11 +134,10 @@ func scoped(buf []Target, s *model.Service, list []*slice, n Name, v View, ports
 	return out
 }
 
-// service returns a service and its slices, both safe to read without the lock.
+// service returns a service and its slices. It takes no lock.
 func (x *Index) service(k model.Key) (*model.Service, []*slice) {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	return x.services[k], x.byService[k]
+	r, _ := x.records.get(k)
+	return r.service, r.slices
 }
 
 // external answers for ExternalName services. They have no endpoints and no ports, and an address in
@@ -181,20 +178,24 @@ func fromClusterIPs(buf []Target, s *model.Service, n Name, ports bool) (out Ans
 func fromEndpoints(buf []Target, s *model.Service, list []*slice, n Name, v View, ports bool) (out Answer) {
 	out.Targets = buf
 	set := s.Kind == model.KindServiceImport
+	chosen := newMatcher(n.Endpoint, v.PodNames)
 	for _, sl := range list {
-		if n.Cluster != "" && !strings.EqualFold(n.Cluster, sl.cluster) {
+		if n.Cluster != "" && !strings.EqualFold(n.Cluster, sl.Cluster) {
 			continue
 		}
 		if n.Endpoint != "" && n.Cluster == "" && set {
 			// Endpoints of a set are below their cluster, which holds no records itself.
-			out.Exists = out.Exists || (len(sl.endpoints) > 0 && strings.EqualFold(n.Endpoint, sl.cluster))
+			out.Exists = out.Exists || (len(sl.Endpoints) > 0 && strings.EqualFold(n.Endpoint, sl.Cluster))
 			continue
 		}
-		chosen := sl.chosen(n.Endpoint, v.PodNames)
-		for i := range chosen {
-			t := Target{Addr: chosen[i].Addr, podNames: v.PodNames, endpoint: &chosen[i]}
+		for i := range sl.Endpoints {
+			e := &sl.Endpoints[i]
+			if !chosen.matches(e) {
+				continue
+			}
+			t := Target{Addr: e.Addr, podNames: v.PodNames, endpoint: e}
 			if set {
-				t.cluster = sl.cluster
+				t.cluster = sl.Cluster
 			}
 			out.Targets = sl.withPorts(out.Targets, t, n, ports)
 		}
@@ -209,12 +210,12 @@ var noPorts = []model.EndpointPort{{}}
 
 // withPorts appends a target once for each port that a name asks for, or once for all of them.
 func (s *slice) withPorts(list []Target, t Target, n Name, all bool) []Target {
-	ports := s.ports
+	ports := s.Ports
 	if len(ports) == 0 {
 		ports = noPorts
 	}
 	for i := range ports {
-		if !matches(n, ports[i].Name, ports[i].Protocol, len(s.ports) > 0) {
+		if !matches(n, ports[i].Name, ports[i].Protocol, len(s.Ports) > 0) {
 			continue
 		}
 		t.Port = ports[i].Port
@@ -247,7 +248,7 @@ func isProtocol(s *model.Service, list []*slice, label string) bool {
 		return len(s.Ports) > 0 && fromClusterIPs(nil, s, n, false).Exists
 	}
 	for _, sl := range list {
-		if len(sl.endpoints) > 0 && len(sl.withPorts(nil, Target{}, n, false)) > 0 {
+		if len(sl.Endpoints) > 0 && len(sl.withPorts(nil, Target{}, n, false)) > 0 {
 			return true
 		}
 	}
@@ -256,7 +257,7 @@ func isProtocol(s *model.Service, list []*slice, label string) bool {
 
 func empty(list []*slice) bool {
 	for _, s := range list {
-		if len(s.endpoints) > 0 {
+		if len(s.Endpoints) > 0 {
 			return false
 		}
 	}

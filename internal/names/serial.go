@@ -35,11 +35,7 @@ func (s *serial) advance(now time.Time) {
 }
 
 // Serial returns the serial of the zones of a class.
-func (x *Index) Serial(z ZoneClass) uint32 {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	return x.serials[z].value
-}
+func (x *Index) Serial(z ZoneClass) uint32 { return x.published[z].Load() }
 
 // HandOut returns the serial for somebody who may copy the zone: the next change will have another.
 func (x *Index) HandOut(z ZoneClass) uint32 {

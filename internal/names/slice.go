@@ -3,7 +3,6 @@ package names
 import (
 	"net/netip"
 	"strings"
-	"sync"
 	"time"
 	"unique"
 
@@ -97,43 +96,41 @@ func compact(s *model.EndpointSlice) *Slice {
 	return out
 }
 
-// slice is a Slice in the index. It is immutable but for the name tables, which are made at their first
-// use because most services never need them.
+// slice is a Slice in the index. It is immutable.
 type slice struct {
-	key       model.Key
-	service   model.Key
-	imported  model.Key
-	cluster   string
-	ports     []model.EndpointPort
-	endpoints []Endpoint
-	unready   int
-	labels    [2]labelTable // by podNames
+	*Slice
+	id uint32 // by which addresses point to it
 }
 
-type labelTable struct {
-	once sync.Once
-	at   map[string][]Endpoint // by lower-case label
+// matcher tells the endpoints with a lower-case label from others.
+type matcher struct {
+	label    string // "" is that of all
+	podNames bool
+	addr     netip.Addr // that the label stands for; not valid when it stands for none
 }
 
-func newSlice(s *Slice) *slice {
-	return &slice{key: s.Key, service: s.Service, imported: s.Import, cluster: s.Cluster, ports: s.Ports, endpoints: s.Endpoints, unready: s.Unready}
-}
-
-// chosen returns the endpoints with a lower-case label, or all of them when it is empty.
-func (s *slice) chosen(label string, podNames bool) []Endpoint {
-	if label == "" {
-		return s.endpoints
+func newMatcher(label string, podNames bool) matcher {
+	m := matcher{label: label, podNames: podNames}
+	if label == "" || label[0] == '_' {
+		return m
 	}
-	t := &s.labels[0]
-	if podNames {
-		t = &s.labels[1]
-	}
-	t.once.Do(func() {
-		t.at = make(map[string][]Endpoint, len(s.endpoints))
-		for _, e := range s.endpoints {
-			l := strings.ToLower(e.Label(podNames))
-			t.at[l] = append(t.at[l], e)
+	if a, ok := ParseDashed(label); ok {
+		var b [64]byte
+		if string(appendDashed(b[:0], a)) == label { // of all ways to write an address, labels use one
+			m.addr = a
 		}
-	})
-	return t.at[label]
+	}
+	return m
+}
+
+func (m *matcher) matches(e *Endpoint) bool {
+	switch {
+	case m.label == "":
+		return true
+	case e.Hostname != "":
+		return strings.EqualFold(e.Hostname, m.label)
+	case m.podNames && e.Pod != "":
+		return strings.EqualFold(e.Pod, m.label)
+	}
+	return m.addr.IsValid() && e.Addr == m.addr
 }

@@ -10,8 +10,8 @@ import (
 func (x *Index) Endpoints(k model.Key) (ready, all int) {
 	_, list := x.service(k)
 	for _, s := range list {
-		ready += len(s.endpoints)
-		all += len(s.endpoints) + s.unready
+		ready += len(s.Endpoints)
+		all += len(s.Endpoints) + s.Unready
 	}
 	return ready, all
 }
@@ -19,11 +19,9 @@ func (x *Index) Endpoints(k model.Key) (ready, all int) {
 // ServiceNames returns the names of the services of a namespace, sorted. It looks at every service
 // there is: it is for people, never for an ordinary answer.
 func (x *Index) ServiceNames(ns string) []string {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
 	var out []string
-	for k := range x.services {
-		if k.Namespace == ns {
+	for k, r := range x.records.all() {
+		if k.Namespace == ns && r.service != nil {
 			out = append(out, k.Name)
 		}
 	}
@@ -33,10 +31,8 @@ func (x *Index) ServiceNames(ns string) []string {
 
 // NamespaceNames returns the names of the namespaces, sorted.
 func (x *Index) NamespaceNames() []string {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	out := make([]string, 0, len(x.namespaces))
-	for ns := range x.namespaces {
+	var out []string
+	for ns := range x.namespaces.all() {
 		out = append(out, ns)
 	}
 	slices.Sort(out)
