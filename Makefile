@@ -86,6 +86,12 @@ bench: ## run the small benchmarks; bench-services measures the whole program be
 bench-services: build deps ## measure services beside kube-proxy, both modes (root, builds kube-proxy; ARGS=-full for hours)
 	go run ./test/bench/services $(ARGS)
 
+# More: what `go run ./test/bench/dns --help` says, such as ARGS="--services 10000 --cases nothing" for memory.
+.PHONY: bench-dns
+bench-dns: build ## measure DNS beside stock CoreDNS, which it builds (installs Debian's dnsperf; ARGS="--rounds 5")
+	@command -v dnsperf >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dnsperf >/dev/null; }
+	go run ./test/bench/dns $(ARGS)
+
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt-ed:" $$out; exit 1; }

@@ -104,6 +104,9 @@ func (o *options) programs() (err error) {
 	return nil
 }
 
+// settle is how long programs may take to give back what they needed for their start.
+const settle = 3 * time.Second
+
 func build(module, pkg, path string) error {
 	out, err := exec.Command("go", "build", "-C", module, "-ldflags", "-s -w", "-o", path, pkg).CombinedOutput()
 	if err != nil {
@@ -149,6 +152,7 @@ func run(ctx context.Context, o *options) (err error) {
 		}
 		all = append(all, p)
 	}
+	time.Sleep(settle)
 	printStarts(os.Stdout, all)
 	for _, c := range cases(o) {
 		if !o.cases.MatchString(c.name) {

@@ -58,7 +58,7 @@ func launch(o *options, s subject, api, upstream string) (*server, error) {
 	p := &server{subject: s, port: ports[0], addr: fmt.Sprintf("127.0.0.1:%d", ports[0]), log: &bytes.Buffer{}}
 	args := []string{"-c", strconv.Itoa(s.cpu), s.program}
 	if s.corefile == "" {
-		args = append(args, "--listen", p.addr)
+		args = append(args, "--listen", fmt.Sprintf(":%d", p.port)) // as the Corefiles do
 	} else {
 		file := filepath.Join(o.dir, fmt.Sprintf("Corefile.%d", p.port))
 		text, err := configure(s.corefile, ports, api, upstream)

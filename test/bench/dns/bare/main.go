@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -16,6 +17,8 @@ import (
 const (
 	batch = 32
 	size  = 1500
+	// Octets of control data: where the kernel says which address a packet was for.
+	control = 64
 )
 
 type message struct {
@@ -25,17 +28,18 @@ type message struct {
 }
 
 type server struct {
-	packets [batch][size]byte
-	peers   [batch]unix.RawSockaddrInet4
-	vectors [batch]unix.Iovec
-	all     [batch]message
-	got     int
-	sent    int
-	left    int
+	packets  [batch][size]byte
+	controls [batch][control]byte
+	peers    [batch]unix.RawSockaddrInet6
+	vectors  [batch]unix.Iovec
+	all      [batch]message
+	got      int
+	sent     int
+	left     int
 }
 
 func main() {
-	addr := flag.String("listen", "127.0.0.1:5300", "IPv4 address and port")
+	addr := flag.String("listen", ":5300", "address and port")
 	flag.Parse()
 	if err := serve(*addr); err != nil {
 		fmt.Fprintln(os.Stderr, "bare:", err)
@@ -44,13 +48,20 @@ func main() {
 }
 
 func serve(addr string) error {
-	p, err := net.ListenPacket("udp4", addr)
+	p, err := net.ListenPacket("udp", addr)
 	if err != nil {
 		return err
 	}
 	raw, err := p.(*net.UDPConn).SyscallConn()
 	if err != nil {
 		return err
+	}
+	every := p.LocalAddr().(*net.UDPAddr).IP.IsUnspecified()
+	if every {
+		var serr error
+		if err := raw.Control(func(fd uintptr) { serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1) }); err != nil || serr != nil {
+			return errors.Join(err, serr)
+		}
 	}
 	s := &server{}
 	for i := range batch {
@@ -62,7 +73,11 @@ func serve(addr string) error {
 	for {
 		for i := range batch {
 			s.vectors[i].SetLen(size)
-			s.all[i].header.Namelen = unix.SizeofSockaddrInet4
+			s.all[i].header.Namelen = unix.SizeofSockaddrInet6
+			if every {
+				s.all[i].header.Control = &s.controls[i][0]
+				s.all[i].header.SetControllen(control)
+			}
 		}
 		if err := raw.Read(read); err != nil {
 			return err
@@ -72,6 +87,9 @@ func serve(addr string) error {
 			if n := answer(s.packets[i][:], int(s.all[i].length)); n > 0 {
 				s.vectors[i].SetLen(n)
 				s.left = i + 1
+				if every { // by any link
+					(*unix.Inet6Pktinfo)(unsafe.Pointer(&s.controls[i][unix.CmsgLen(0)])).Ifindex = 0
+				}
 			}
 		}
 		if err := raw.Write(write); err != nil {
