@@ -62,6 +62,8 @@ test: images deps ## run every test: units, kernel tests in network namespaces, 
 	$(GOTEST) -- -timeout 40m ./deploy/... ./test/...
 	go test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime 30s ./internal/names
 	go test -run '^$$' -fuzz '^FuzzCorefile$$' -fuzztime 30s ./plugin/kubernetes
+	go test -run '^$$' -fuzz '^FuzzReceive$$' -fuzztime 15s ./internal/kernel/tun
+	go test -run '^$$' -fuzz '^FuzzSplit$$' -fuzztime 15s ./internal/kernel/tun
 	$(GOTEST) --raw-command -- go test -C test/cluster -json -count=1 -timeout 40m ./...
 
 .PHONY: images
@@ -73,8 +75,9 @@ conformance: images deps ## run upstream's network specs on real clusters and wr
 	go run -C test/cluster . conformance --images bin/images/netagent.tar,bin/images/coredns.tar
 
 .PHONY: oracle
-oracle: deps ## compare our CoreDNS with the stock one, query by query, and our services with kube-proxy, packet by packet (root; builds both)
+oracle: deps ## compare our CoreDNS with the stock one, query by query, our services with kube-proxy, packet by packet, and meet flannel's nodes (root; builds all three)
 	cd test/oracle && go test -v -count=1 ./...
+	cd test/oracle && CGO_ENABLED=1 go test -v -count=1 ./flannel
 	cd test/oracle/services && go test -v -count=1 -timeout 90m . -clusters 2000
 
 .PHONY: bench
@@ -92,12 +95,18 @@ bench-dns: build ## measure DNS beside stock CoreDNS, which it builds (installs 
 	@command -v dnsperf >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dnsperf >/dev/null; }
 	go run ./test/bench/dns $(ARGS)
 
+# One subject, one figure: `make bench-pods ARGS="-subjects udp -measures 1.stream"`.
+.PHONY: bench-pods
+bench-pods: build deps ## measure what pods get through with each overlay, beside flannel and kernel set-ups by hand (root, builds flannel)
+	go run ./test/bench/pods $(ARGS)
+
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt-ed:" $$out; exit 1; }
 	go vet ./...
 	go tool staticcheck ./...
 	for m in test/cluster test/oracle test/oracle/services; do go vet -C $$m ./...; done
+	CGO_ENABLED=1 go vet -C test/oracle ./flannel
 
 .PHONY: clean
 clean: ## remove bin/

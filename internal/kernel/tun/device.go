@@ -28,10 +28,11 @@ const (
 	RecvGroups                       // UDP_GRO (Linux 5.0)
 	MergeTCP                         // packets are merged for the kernel
 	MergeUDP                         // the same for UDP (Linux 6.2, as SplitUDP)
+	PartialSums                      // checksums inside are left to the outer one between nodes that agree, see hello
 	allFeatures = 1<<iota - 1
 )
 
-var featureNames = []string{"multi-queue", "split-tcp", "split-udp", "send-groups", "receive-groups", "merge-tcp", "merge-udp"}
+var featureNames = []string{"multi-queue", "split-tcp", "split-udp", "send-groups", "receive-groups", "merge-tcp", "merge-udp", "partial-checksums"}
 
 // String lists the features by name.
 func (f Features) String() string {

@@ -17,33 +17,33 @@ type merger struct {
 	tcp, udp bool // merge packets of these protocols
 	write    func(iov []unix.Iovec)
 
-	runs  [8]run // in use: the first n
-	n     int
-	plain [headerLen]byte
-	one   [2]unix.Iovec
+	runs   [8]run // in use: the first n
+	n      int
+	single [headerLen]byte
+	one    [2]unix.Iovec
 }
 
 // run is one packet in the making.
 type run struct {
 	flow
-	header  [headerLen]byte
-	iov     []unix.Iovec // header, first packet, payloads of the others
-	first   []byte
-	next    uint32 // TCP: sequence number that may follow
-	id      uint16 // IPv4: identification that may follow
-	size    int    // payload of all but the last
-	total   int    // bytes of the packet so far
-	count   int
-	checked bool // the checksum of the first packet was compared
-	closed  bool // nothing may follow
+	virtio [headerLen]byte
+	iov    []unix.Iovec // header, first packet, payloads of the others
+	first  []byte
+	next   uint32 // TCP: sequence number that may follow
+	id     uint16 // IPv4: identification that may follow
+	size   int    // payload of all but the last
+	total  int    // bytes of the packet so far
+	count  int
+	closed bool // nothing may follow
 }
 
 // flow is what a packet is, as far as merging is concerned.
 type flow struct {
-	proto   byte
-	at      int // where the transport header begins
+	transport
 	headers int
 	packet  []byte
+	checked bool // the checksum is right, or partial
+	partial bool
 }
 
 // maxRun is the most packets in one: the kernel's own UDP_MAX_SEGMENTS of old, and a bound for memory.
@@ -74,9 +74,16 @@ func (m *merger) add(p []byte) {
 			m.end(i)
 			break
 		}
+	} else {
+		m.flush() // a fragment, or something else that may belong to any of the flows
 	}
 	if !mergeable {
-		m.one[0], m.one[1] = iovec(m.plain[:]), iovec(p)
+		v := virtio{}
+		if f.partial {
+			v = f.header()
+		}
+		v.put(m.single[:])
+		m.one[0], m.one[1] = iovec(m.single[:]), iovec(p)
 		m.write(m.one[:])
 		return
 	}
@@ -98,7 +105,7 @@ func (m *merger) flush() {
 func (m *merger) end(i int) {
 	r := &m.runs[i]
 	r.finish()
-	r.iov[0] = iovec(r.header[:]) // here, because runs move
+	r.iov[0] = iovec(r.virtio[:]) // here, because runs move
 	m.write(r.iov)
 	done := *r
 	copy(m.runs[i:m.n-1], m.runs[i+1:m.n])
@@ -110,25 +117,19 @@ func (m *merger) end(i int) {
 // options or extensions of IP, fragments, segments that open, close or reset a connection, and empty ones
 // are left alone.
 func (m *merger) classify(p []byte) (f flow, mergeable bool) {
-	f.packet = p
-	if isIPv4(p) {
-		f.at, f.proto = ipv4Len, p[9]
-		if ipv4Header(p) != ipv4Len || binary.BigEndian.Uint16(p[6:])&0x3fff != 0 {
-			return flow{}, false
-		}
-	} else {
-		f.at, f.proto = ipv6Len, p[6]
+	t, ok := findTransport(p)
+	if !ok {
+		return flow{}, false
 	}
-	switch {
-	case f.proto == protoTCP && m.tcp && len(p) >= f.at+tcpLen:
-		f.headers = f.at + int(p[f.at+12]>>4)*4
-		flags := p[f.at+13]
-		return f, f.headers >= f.at+tcpLen && f.headers < len(p) && flags&^tcpPSH == tcpACK
-	case f.proto == protoUDP && m.udp && len(p) > f.at+udpLen:
-		f.headers = f.at + udpLen
-		return f, int(binary.BigEndian.Uint16(p[f.at+4:])) == len(p)-f.at && !bytes.Equal(p[f.at+6:f.at+8], []byte{0, 0})
+	f = flow{transport: t, packet: p, partial: t.isPartial(p)}
+	f.checked = f.partial
+	if t.proto == protoTCP {
+		f.headers = t.at + int(p[t.at+12]>>4)*4
+		return f, m.tcp && f.headers >= t.at+tcpLen && f.headers < len(p) && p[t.at+13]&^tcpPSH == tcpACK
 	}
-	return flow{}, false
+	f.headers = t.at + udpLen
+	whole := int(binary.BigEndian.Uint16(p[t.at+4:])) == len(p)-t.at
+	return f, m.udp && whole && len(p) > f.headers && (f.partial || !bytes.Equal(p[t.at+udpChecksum:][:2], []byte{0, 0}))
 }
 
 // same reports whether two packets have the same family, protocol, addresses and ports.
@@ -165,7 +166,7 @@ func (r *run) extend(f flow) bool {
 		}
 		r.checked = true
 	}
-	if !checksumOK(p, f.at, f.proto) {
+	if !f.checked && !checksumOK(p, f.at, f.proto) {
 		return false
 	}
 	if f.proto == protoTCP {
@@ -204,8 +205,12 @@ func (r *run) sameHeaders(p []byte) bool {
 // finish writes the lengths and the virtio header of a run of several.
 func (r *run) finish() {
 	v := virtio{}
+	if r.partial {
+		v = r.header()
+	}
 	if r.count > 1 {
-		v = virtio{flags: needsChecksum, headers: uint16(r.headers), size: uint16(r.size), start: uint16(r.at), offset: tcpChecksum}
+		v = r.header()
+		v.headers, v.size = uint16(r.headers), uint16(r.size)
 		p := r.first
 		if isIPv4(p) {
 			v.gso = gsoTCPv4
@@ -216,12 +221,12 @@ func (r *run) finish() {
 			binary.BigEndian.PutUint16(p[4:], uint16(r.total-ipv6Len))
 		}
 		if r.proto == protoUDP {
-			v.gso, v.offset = gsoUDP, udpChecksum
+			v.gso = gsoUDP
 			binary.BigEndian.PutUint16(p[r.at+4:], uint16(r.total-r.at))
 		}
-		putSum(p[r.at+int(v.offset):], fold(pseudo(p, r.proto, r.total-r.at)))
+		putSum(p[r.at+r.sum:], r.transport.partial(p, r.total))
 	}
-	v.put(r.header[:])
+	v.put(r.virtio[:])
 }
 
 func iovec(b []byte) (v unix.Iovec) {

@@ -142,7 +142,7 @@ func (p *Path) Set(r desired.Relay) error {
 	if !p.relay.SameEnds(r) {
 		return fmt.Errorf("%s: it has other ends than %s", r, p.relay)
 	}
-	t, err := newTable(r)
+	t, err := newTable(r, p.table.Load())
 	if err != nil {
 		return fmt.Errorf("%s: %w", r, err)
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	maxReceive = 8 // messages at once
+	maxReceive = 4 // messages at once
 	receiveLen = 1 << 16
 )
 
@@ -111,6 +111,10 @@ func (r *receiver) message(t *table, from netip.AddrPort, b []byte, size int) {
 // packet hands one packet to the merger, when it is one that this node may have sent to us.
 func (r *receiver) packet(t *table, node *hop, b []byte) {
 	c := &r.path.counters
+	if isGreeting(b) {
+		node.heard.Store(r.path.now().UnixNano())
+		return
+	}
 	c.received.Add(1)
 	p, err := checkIP(b)
 	switch {

@@ -4,12 +4,13 @@ import (
 	"errors"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 const (
-	arenaLen  = 320 * 1024 // of a sender: packets that were read and not yet sent
+	arenaLen  = 192 * 1024 // of a sender: packets that were read and not yet sent
 	slot      = headerLen + maxPacket
 	maxReads  = 64 // packets at once: more would only wait for each other
 	alignment = 64
@@ -24,6 +25,8 @@ type sender struct {
 
 	arena   []byte
 	packets [][]byte
+	at      time.Time // of this batch
+	partial bool      // greet, and believe greetings
 	err     error
 	read    func(fd uintptr) bool
 }
@@ -54,7 +57,9 @@ func (s *sender) run() error {
 		if err := s.tun.Read(s.read); err != nil {
 			return err
 		}
-		t := s.path.table.Load()
+		t, f := s.path.table.Load(), s.path.Features()
+		s.at = s.path.now()
+		s.partial = f&PartialSums != 0
 		for _, raw := range s.packets {
 			s.forward(t, raw)
 		}
@@ -117,9 +122,13 @@ func (s *sender) forward(t *table, raw []byte) {
 		return
 	}
 	box := s.boxes[family(to.addr.Is4())]
-	n := packet.count()
+	if s.partial && to.due(s.at) {
+		box.room()
+		box.add(to, greeting, nil)
+	}
+	n, partial := packet.count(), s.partial && to.trusted(s.at)
 	for i := range n {
-		head, body := packet.segment(i, box.room())
+		head, body := packet.segment(i, box.room(), partial)
 		box.add(to, head, body)
 	}
 	c.sent.Add(uint64(n))
@@ -128,7 +137,7 @@ func (s *sender) forward(t *table, raw []byte) {
 
 // tellBack sends a message about a packet to its sender.
 func (s *sender) tellBack(p []byte, why reason, mtu int) {
-	if !s.path.icmp.allow(s.path.now()) {
+	if isGreeting(p) || !s.path.icmp.allow(s.at) {
 		return
 	}
 	if msg := icmpError(p, why, mtu); msg != nil {

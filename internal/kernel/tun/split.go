@@ -71,14 +71,15 @@ func (s *super) count() int {
 	return max(1, (len(s.packet)-s.headers+s.size-1)/s.size)
 }
 
-// segment returns segment i as head and body, with lengths, sequence number, flags and checksums set.
-// The head of a segment of several is written to buf, of maxHeaders bytes, the body is part of the
-// packet; a packet that is one is finished in place and has no body.
-func (s *super) segment(i int, buf []byte) (head, body []byte) {
+// segment returns segment i as head and body, with lengths, sequence number, flags and checksums set;
+// with partial the checksum is one that the receiver knows as not computed. The head of a segment of several
+// is written to buf, of maxHeaders bytes, the body is part of the packet; a packet that is one is finished in
+// place and has no body.
+func (s *super) segment(i int, buf []byte, partial bool) (head, body []byte) {
 	at := int(s.virtio.start)
 	if s.size == 0 {
 		if s.virtio.flags&needsChecksum != 0 {
-			s.finish(s.packet, nil, at)
+			s.finish(s.packet, nil, at, partial)
 		}
 		return s.packet, nil
 	}
@@ -105,13 +106,19 @@ func (s *super) segment(i int, buf []byte) (head, body []byte) {
 			head[at+13] &^= tcpFIN | tcpPSH
 		}
 	}
-	s.finish(head, body, at)
+	s.finish(head, body, at, partial)
 	return head, body
 }
 
 // finish computes the transport checksum of head and body, whose transport part begins at at.
-func (s *super) finish(head, body []byte, at int) {
+func (s *super) finish(head, body []byte, at int, partial bool) {
 	field := head[at+int(s.virtio.offset):]
+	if partial {
+		if t, ok := findTransport(head); ok && t.at == at && t.sum == int(s.virtio.offset) {
+			putSum(field, t.partial(head, len(head)+len(body)))
+			return
+		}
+	}
 	if s.size == 0 {
 		// The field holds the sum of the pseudo-header already, whatever protocol this is.
 		putSum(field, nonzero(^fold(sum(head[at:], 0)), s.virtio.offset))

@@ -21,11 +21,13 @@ type hop struct {
 	addr netip.Addr
 	from []netip.Prefix // sources that its packets may have: its pods, and itself
 	name sockaddr
+	*hello
 }
 
 // newTable checks and sorts a relay's tunnels. Overlapping ones are an error: the planner lets none
-// through, since it would be a guess whose pods a packet is for.
-func newTable(r desired.Relay) (*table, error) {
+// through, since it would be a guess whose pods a packet is for. What is known of nodes in the table before
+// it, which may be nil, is kept.
+func newTable(r desired.Relay, before *table) (*table, error) {
 	t := &table{nodes: map[netip.Addr]*hop{}, pods: slices.Clone(r.Pods)}
 	list := slices.Clone(r.Tunnels)
 	slices.SortFunc(list, func(a, b desired.Tunnel) int { return desired.ComparePrefix(a.Dst, b.Dst) })
@@ -39,6 +41,9 @@ func newTable(r desired.Relay) (*table, error) {
 		h := t.nodes[tun.Via]
 		if h == nil {
 			h = &hop{addr: tun.Via, from: []netip.Prefix{netip.PrefixFrom(tun.Via, tun.Via.BitLen())}, name: newSockaddr(netip.AddrPortFrom(tun.Via, r.Port))}
+			if h.hello = new(hello); before != nil && before.nodes[tun.Via] != nil {
+				h.hello = before.nodes[tun.Via].hello
+			}
 			t.nodes[tun.Via] = h
 		}
 		h.from = append(h.from, tun.Dst)

@@ -90,5 +90,49 @@ func checkIP(p []byte) ([]byte, error) {
 	return p[:total], nil
 }
 
+// transport is the TCP or UDP part of a packet.
+type transport struct {
+	proto byte
+	at    int // where it begins
+	sum   int // where in it the checksum is
+}
+
+// findTransport returns it for packets that have it right behind the IP header, whole, and with all of the
+// fixed part of its header; others are of no concern to checksums and merging.
+func findTransport(p []byte) (t transport, ok bool) {
+	if isIPv4(p) {
+		t.at, t.proto = ipv4Len, p[9]
+		if ipv4Header(p) != ipv4Len || binary.BigEndian.Uint16(p[6:])&0x3fff != 0 {
+			return t, false
+		}
+	} else {
+		t.at, t.proto = ipv6Len, p[6]
+	}
+	switch t.proto {
+	case protoTCP:
+		t.sum = tcpChecksum
+		return t, len(p) >= t.at+tcpLen
+	case protoUDP:
+		t.sum = udpChecksum
+		return t, len(p) >= t.at+udpLen
+	}
+	return t, false
+}
+
+// partial is the checksum of a packet of n bytes as far as it is computed before a network card does the
+// rest: the sum of the pseudo-header.
+func (t transport) partial(p []byte, n int) uint16 { return fold(pseudo(p, t.proto, n-t.at)) }
+
+// isPartial reports whether the checksum of a packet is not computed. One right checksum of 65,536 looks
+// the same; to take it for partial does no harm.
+func (t transport) isPartial(p []byte) bool {
+	return binary.NativeEndian.Uint16(p[t.at+t.sum:]) == t.partial(p, len(p))
+}
+
+// header returns what tells the kernel that a checksum is partial.
+func (t transport) header() virtio {
+	return virtio{flags: needsChecksum, start: uint16(t.at), offset: uint16(t.sum)}
+}
+
 // ipv4Header is the length of an IPv4 header.
 func ipv4Header(p []byte) int { return int(p[0]&15) * 4 }
