@@ -41,11 +41,12 @@ type use struct {
 // one with a chain of traces, else the one with more rules, else nft. It changes nothing: a table that is not
 // there yet is not made. The error is about the chosen variant when that cannot work here.
 func Choose(traces Traces) (Variant, string, error) {
-	seen := map[Variant]use{}
-	for _, v := range Variants {
-		seen[v] = look(v, traces)
-	}
-	v, why := choose(seen[NFT], seen[Legacy])
+	seen := map[Variant]use{Legacy: look(Legacy, traces, true)}
+	// Reading all the rules of nft takes seconds where a proxy has many, such as the caller's own of before:
+	// how many others have matters only beside others' rules in legacy.
+	legacy := seen[Legacy]
+	seen[NFT] = look(NFT, traces, legacy.rules > 0 || legacy.err != nil)
+	v, why := choose(seen[NFT], legacy)
 	if err := seen[v].err; err != nil {
 		return v, why, fmt.Errorf("iptables variant %s (%s): %w", v, why, err)
 	}
@@ -67,11 +68,11 @@ func choose(nft, legacy use) (Variant, string) {
 	case nft.rules > 0:
 		return NFT, fmt.Sprintf("it has %d rules of other programs, legacy %d", nft.rules, legacy.rules)
 	}
-	return NFT, "no other program has rules"
+	return NFT, "no other program has rules in legacy"
 }
 
-// look sees what a variant holds, of both families.
-func look(v Variant, traces Traces) (u use) {
+// look sees what a variant holds, of both families: all its rules, or just the chains of table mangle.
+func look(v Variant, traces Traces, all bool) (u use) {
 	for _, ipv6 := range []bool{false, true} {
 		if !Enabled(ipv6) {
 			continue
@@ -81,7 +82,11 @@ func look(v Variant, traces Traces) (u use) {
 			u.err = errors.Join(u.err, err)
 			continue
 		}
-		tables, err := t.Tables()
+		read := t.Tables
+		if !all {
+			read = func() (map[string]map[string][]string, error) { return t.tables("-t", "mangle") }
+		}
+		tables, err := read()
 		if err != nil {
 			u.err = errors.Join(u.err, err)
 			continue
@@ -109,11 +114,13 @@ func (u *use) count(tables map[string]map[string][]string, traces Traces) {
 
 // Tables reads every table that exists, as Save does, and makes none. What iptables cannot read is left out.
 // Without the right to read it fails with an os.ErrPermission.
-func (t *Tool) Tables() (map[string]map[string][]string, error) {
+func (t *Tool) Tables() (map[string]map[string][]string, error) { return t.tables() }
+
+func (t *Tool) tables(args ...string) (map[string]map[string][]string, error) {
 	if !t.NFTables() && !t.inUse() {
 		return nil, nil // nothing to read, for which no right is needed
 	}
-	text, stderr, err := run(nil, t.save)
+	text, stderr, err := run(nil, t.save, args...)
 	if err != nil {
 		if strings.Contains(stderr, "ermission denied") || strings.Contains(stderr, "not permitted") {
 			err = errNoAccess

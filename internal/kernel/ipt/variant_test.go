@@ -43,7 +43,7 @@ func TestChoose(t *testing.T) {
 		{"more rules in nft", [][]string{rule("iptables-legacy", "INPUT"), rule("ip6tables-nft", "INPUT"), rule("iptables-nft", "INPUT")}, NFT, "2 rules of other programs, legacy 1"},
 		{"as many", [][]string{rule("iptables-legacy", "INPUT"), rule("iptables-nft", "INPUT")}, NFT, "1 rules"},
 		{"our own do not count", [][]string{{"iptables-legacy", "-N", "MINE-1"}, rule("iptables-legacy", "MINE-1"), rule("iptables-legacy", "MINE-1")}, NFT, "no other"},
-		{"rules that iptables cannot read", [][]string{{"nft", "add table ip filter; add chain ip filter INPUT { type filter hook input priority 0 ; }; add set ip filter s { type ipv4_addr ; }; add rule ip filter INPUT ip saddr @s drop"}}, NFT, "1 rules"},
+		{"rules that iptables cannot read", [][]string{{"nft", "add table ip filter; add chain ip filter INPUT { type filter hook input priority 0 ; }; add set ip filter s { type ipv4_addr ; }; add rule ip filter INPUT ip saddr @s drop"}}, NFT, "no other program has rules in legacy"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			ns := nstest.New(t)

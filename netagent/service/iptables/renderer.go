@@ -330,7 +330,9 @@ func (r *Renderer) pendingTable(b *strings.Builder, table string) {
 	b.WriteString("COMMIT\n")
 }
 
-// changed returns the dirty chains of a table that really differ, sorted.
+// changed returns the dirty chains of a table that really differ, the last by name first: the nftables variant of
+// iptables-restore keeps the names that it was given in a sorted list, which it searches from the start for
+// every line, so that ten thousand in rising order take twice as long.
 func (r *Renderer) changed(table string) (out []chainID) {
 	for id := range r.dirty {
 		if id.table != table {
@@ -342,7 +344,7 @@ func (r *Renderer) changed(table string) (out []chainID) {
 			out = append(out, id)
 		}
 	}
-	slices.SortFunc(out, func(a, b chainID) int { return strings.Compare(a.name, b.name) })
+	slices.SortFunc(out, func(a, b chainID) int { return strings.Compare(b.name, a.name) })
 	return out
 }
 
