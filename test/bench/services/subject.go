@@ -127,9 +127,41 @@ func (p *process) last() string {
 // ticks is how many of the kernel's clock ticks make a second, in /proc.
 const ticks = 100
 
-// cpu is the processor time that the process and the programs it ran to their end have used.
+// cpu is the processor time that the process and all programs it ran have used.
 func (p *process) cpu() (time.Duration, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	sum, err := cpuOf(p.cmd.Process.Pid)
+	if err != nil {
+		return 0, err
+	}
+	for _, child := range children(p.cmd.Process.Pid) { // those that ended are in the parent's sum
+		used, err := cpuOf(child)
+		if err == nil { // it has not ended meanwhile
+			sum += used
+		}
+	}
+	return sum, nil
+}
+
+// children are the programs that a process has started and that run.
+func children(pid int) (out []int) {
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is right
+	for _, list := range lists {
+		b, err := os.ReadFile(list)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for _, word := range strings.Fields(string(b)) {
+			if child, err := strconv.Atoi(word); err == nil {
+				out = append(out, child)
+			}
+		}
+	}
+	return out
+}
+
+// cpuOf is the processor time of a process and of its children that ended.
+func cpuOf(pid int) (time.Duration, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
