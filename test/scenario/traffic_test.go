@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -37,20 +36,19 @@ type load struct {
 	commands []*exec.Cmd
 }
 
-// loadProgram builds the program once.
-var loadProgram = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "braid-load")
-	if err != nil {
-		return "", err
+// loadProgram builds the program, for each script once.
+func loadProgram(ts *testscript.TestScript) string {
+	file := ts.MkAbs("load.program")
+	if _, err := os.Stat(file); err == nil {
+		return file
 	}
-	file := filepath.Join(dir, "load")
 	build := exec.Command("go", "build", "-mod=readonly", "-o", file, "./load")
 	build.Dir, build.Env = "../cluster", append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build test/cluster/load: %w\n%s", err, out)
+		ts.Fatalf("build test/cluster/load: %v\n%s", err, out)
 	}
-	return file, nil
-})
+	return file
+}
 
 // cmdLoad starts the connections that a file lists, in place of those of an earlier one:
 //
@@ -63,8 +61,7 @@ func cmdLoad(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: load FILE")
 	}
 	endLoad(ts.Getenv("LAB"))
-	program, err := loadProgram()
-	ts.Check(err)
+	program := loadProgram(ts)
 	l := &load{playground: look(ts), probes: map[string]int{}}
 	argv := map[string][]string{}
 	for line := range strings.Lines(ts.ReadFile(args[0])) {
@@ -96,7 +93,7 @@ func cmdLoad(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(c.Start())
 		l.commands = append(l.commands, c)
 	}
-	_, err = l.settled()
+	_, err := l.settled()
 	ts.Check(err)
 }
 
