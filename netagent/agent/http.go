@@ -67,6 +67,7 @@ func (a *Agent) adminHandler() http.Handler {
 		}
 		_ = r.JSON(w)
 	})
+	m.HandleFunc("GET /services", a.answerServices)
 	return m
 }
 

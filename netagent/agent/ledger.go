@@ -51,7 +51,7 @@ func (l *ledger) note(rev uint64, changes []model.Change) {
 			if c.New == nil {
 				delete(l.revs, c.Key)
 			} else {
-				l.revs[c.Key] = status.Service{Programmed: l.revs[c.Key].Programmed, Pending: true}
+				l.revs[c.Key] = status.Service{Programmed: l.revs[c.Key].Programmed, InForce: l.revs[c.Key].InForce, Pending: true}
 			}
 		case model.KindEndpointSlice:
 			l.slices.seen++
@@ -120,13 +120,14 @@ func (l *ledger) putBack(b batch) {
 
 // settle says that a batch is in the kernel.
 func (l *ledger) settle(b batch) {
+	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.services.settled, l.slices.settled = b.seen.services, b.seen.slices
 	for svc, rev := range b.services {
 		if at, known := l.revs[svc]; known {
 			_, again := l.open.services[svc]
-			at.Programmed, at.Pending = rev, again
+			at.Programmed, at.InForce, at.Pending = rev, now, again
 			l.revs[svc] = at
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+	"time"
 
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/status"
@@ -13,7 +14,7 @@ func TestProgrammedRevisionOfEachService(t *testing.T) {
 	l := newMetricsLab(t)
 	want := func(when string, web, api status.Service) {
 		t.Helper()
-		if got, want := l.ledger.programmed(), map[string]status.Service{"shop/web": web, "shop/api": api}; !reflect.DeepEqual(got, want) {
+		if got, want := withoutTimes(t, l.ledger.programmed()), map[string]status.Service{"shop/web": web, "shop/api": api}; !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %+v, want %+v", when, got, want)
 		}
 	}
@@ -47,4 +48,17 @@ func TestProgrammedRevisionOfEachService(t *testing.T) {
 	if got := l.ledger.programmed(); len(got) != 0 {
 		t.Errorf("no Service is left, but %+v", got)
 	}
+}
+
+// withoutTimes wants a time with each revision that is in force, and takes it away.
+func withoutTimes(t *testing.T, all map[string]status.Service) map[string]status.Service {
+	t.Helper()
+	for name, s := range all {
+		if s.InForce.IsZero() != (s.Programmed == 0) {
+			t.Errorf("%s: %+v", name, s)
+		}
+		s.InForce = time.Time{}
+		all[name] = s
+	}
+	return all
 }

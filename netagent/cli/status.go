@@ -42,6 +42,43 @@ The JSON form also says for each Service which revision of it is programmed.`,
 			return err
 		},
 	}
+	c.AddCommand(newStatusServices())
+	c.Flags().StringVar(&runDir, "run-dir", agent.DefaultConfig().RunDir, "folder of the agent's socket (default: $BRAID_RUN_DIR, then /run/braid)")
+	c.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	return c
+}
+
+func newStatusServices() *cobra.Command {
+	var runDir, output string
+	c := &cobra.Command{
+		Use:   "services [NAMESPACE/NAME]",
+		Short: "say of each Service which revision of it is in force, since when, and what it has; of one, everything",
+		Example: `  netagent status services
+  netagent status services kube-system/kube-dns -o json`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return errUsage{fmt.Errorf("unexpected argument %q", args[1])}
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			if output != "text" && output != "json" {
+				return errUsage{fmt.Errorf("output: unknown form %q: use text or json", output)}
+			}
+			name := ""
+			if len(args) == 1 {
+				name = args[0]
+			}
+			s, err := status.FetchServices(c.Context(), filepath.Join(runDir, "netagent.sock"), name)
+			if err != nil {
+				return err
+			}
+			if output == "json" {
+				return s.JSON(c.OutOrStdout())
+			}
+			return s.Text(c.OutOrStdout(), time.Now())
+		},
+	}
 	c.Flags().StringVar(&runDir, "run-dir", agent.DefaultConfig().RunDir, "folder of the agent's socket (default: $BRAID_RUN_DIR, then /run/braid)")
 	c.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	return c

@@ -30,12 +30,6 @@ type Report struct {
 	Services   map[string]Service `json:"services,omitempty"` // by namespace/name; only where it is asked for, see FetchAll
 }
 
-// Service says what is in force of one Service.
-type Service struct {
-	Programmed uint64 `json:"programmed"`        // revision of the newest change of the Service or its endpoints that the kernel has; 0: none yet
-	Pending    bool   `json:"pending,omitempty"` // there is a newer one
-}
-
 // Problem is something in the source that could not be used; its last good version stays in force.
 type Problem struct {
 	Text  string    `json:"text"` // begins with file:line for manifests
