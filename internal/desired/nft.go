@@ -79,6 +79,13 @@ var (
 	NFTIfName      = NFTType{"ifname", 41, 16} // padded with zeros
 )
 
+// Keys of expr.Ct for the destination address by which a connection began: NFT_CT_DST_IP and NFT_CT_DST_IP6. Programs
+// that list rules know how long these are, other than that of expr.CtKeyDST.
+const (
+	CtDestinationIPv4 expr.CtKey = 20
+	CtDestinationIPv6 expr.CtKey = 22
+)
+
 // NFTSet is a set, or a map when it has a Value type. Several Key types make a concatenation.
 type NFTSet struct {
 	Name     string
@@ -86,6 +93,7 @@ type NFTSet struct {
 	Key      []NFTType
 	Value    []NFTType // none: a set; NFTVerdict: a verdict map
 	Interval bool      // elements are ranges of a single-type key
+	Counter  bool      // each element counts the packets that it is found for, and their bytes
 	Dynamic  int       // elements come by rules and go by their timeouts: how many there may be; 0: they come by NFTOps
 }
 

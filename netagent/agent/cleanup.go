@@ -33,7 +33,7 @@ func Cleanup(ctx context.Context, c Config) (removed []string, err error) {
 	removed, errs = removeFiles(removed, errs, files...)
 	opened, err := setLoopback(nil) // before the guard goes
 	removed, errs = append(removed, opened...), append(errs, err)
-	for _, r := range remainsBeside(nil, c.Log) {
+	for _, r := range append(remainsBeside(nil, c.Log), trafficRemains{}) {
 		had, err := r.Cleanup()
 		if errors.Is(err, os.ErrPermission) {
 			err = fmt.Errorf("%w: run this as root", err)

@@ -44,6 +44,7 @@ type Config struct {
 	NodePortAddresses string
 	DetectLocal       DetectLocal
 	LocalhostPorts    bool   // node ports are served on 127.0.0.1 too
+	ServiceCounters   bool   // connections, packets and bytes of each service are counted
 	HTTP              string // host:port of health and metrics; empty = off
 	HealthzBind       string // host:port of what kube-proxy's health port answers; empty = off
 	Conntrack         ConntrackConfig

@@ -192,6 +192,14 @@ func (f *featurePlane) checkNodePortAddresses(t *testing.T, a *dpAddrs) {
 	f.wantNames(t, f.client, at, "pod1", "pod2")
 	f.wantNames(t, f.node, at, "pod1", "pod2")
 	f.wantRefused(t, "tcp", f.client, other) // nobody listens there
+	// An address that the node gets, and loses, counts from then on, without anybody telling us.
+	late := a.client.Next().Next()
+	f.node.addr(t, netip.PrefixFrom(late, late.BitLen()), "lan")
+	f.wantNames(t, f.client, netip.AddrPortFrom(late, dpNodePort), "pod1", "pod2")
+	f.node.Exec(t, "ip", "addr", "del", netip.PrefixFrom(late, late.BitLen()).String(), "dev", "lan")
+	if _, err := f.client.exchange("tcp", netip.AddrPortFrom(late, dpNodePort), silence); err == nil {
+		t.Error("an address that the node lost serves node ports")
+	}
 	net.NodePorts = nil
 	f.apply(t, service.Delta{Net: &net})
 	f.wantRefused(t, "tcp", f.client, at)

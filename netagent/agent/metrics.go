@@ -64,6 +64,9 @@ func (a *Agent) registry() *prometheus.Registry {
 		mode = a.services.dataplane.Name()
 	}
 	a.proxy.register(r, mode)
+	if a.services != nil && a.services.traffic != nil {
+		r.MustRegister(a.services.traffic)
+	}
 	r.MustRegister(collector{a}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }

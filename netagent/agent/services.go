@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +31,7 @@ type services struct {
 	ledger  *ledger
 	metrics *proxyMetrics
 	flows   *flowKeeper
+	traffic *traffic        // nil unless it is counted
 	local   *loopbackRoutes // nil unless node ports are served on loopback addresses
 
 	mu        sync.Mutex               // held over a step
@@ -63,6 +65,18 @@ func newServices(c Config, l *ledger, m *proxyMetrics) (*services, error) {
 		s.close()
 		return nil, err
 	}
+	if c.ServiceCounters {
+		if s.traffic, err = newTraffic(c.Log); err != nil {
+			s.close()
+			return nil, err
+		}
+		if s.rules != nil && s.rules.commits != nil {
+			rules := s.rules.commits
+			s.rules.commits = func() uint32 { return rules() + s.traffic.write.Commits() }
+		}
+	} else {
+		s.remains = append(s.remains, trafficRemains{})
+	}
 	if cfg.Loopback {
 		if s.local, err = newLoopbackRoutes(c.Log); err != nil {
 			s.close()
@@ -87,6 +101,9 @@ func (s *services) close() {
 	}
 	if s.local != nil {
 		s.local.close()
+	}
+	if s.traffic != nil {
+		s.traffic.close()
 	}
 }
 
@@ -219,6 +236,9 @@ func (s *services) replace() (reconcile.Outcome, error) {
 	if s.local != nil {
 		s.local.replaced(all)
 	}
+	if s.traffic != nil {
+		s.traffic.replaced(all)
+	}
 	s.settle(true)
 	if first { // ours is in force: what another mode left would translate twice
 		if err := s.sweep(); err != nil {
@@ -271,6 +291,10 @@ func (s *services) apply() (reconcile.Outcome, error) {
 	if s.local != nil {
 		s.local.applied(d)
 	}
+	if s.traffic != nil && !d.Empty() {
+		s.traffic.applied(d)
+		s.settle(true)
+	}
 	for _, k := range d.Delete {
 		delete(s.frontends, k)
 	}
@@ -308,6 +332,9 @@ func (s *services) outcome() reconcile.Outcome {
 	if s.leftOut != nil {
 		out.Summary += fmt.Sprintf(", %d of them left out", len(s.leftOut.notes))
 		out.Notes = s.leftOut.notes
+	}
+	if s.traffic != nil && s.traffic.failed != nil {
+		out.Notes = append(slices.Clone(out.Notes), fmt.Sprintf("service-counters: %v", s.traffic.failed))
 	}
 	return out
 }

@@ -180,7 +180,7 @@ func (p *iptablesPlane) gone(conn *nft.Conn) bool {
 // auditDue reports whether it is time to compare although nothing tells of a change.
 func (s *services) auditDue(now time.Time) bool {
 	every := quietAudit
-	if s.rules == nil {
+	if s.rules == nil || s.traffic != nil && s.traffic.failed != nil {
 		every = max(blindAudit, blindShare*s.took)
 	}
 	return now.Sub(s.whole) >= every

@@ -72,8 +72,19 @@ func countFrontends(list []service.Frontend) *status.Counts {
 
 // inFull adds to what is in force of a Service its frontends and notes.
 func (s *services) inFull(svc model.Key, out status.Service) status.Service {
+	var counts map[service.Key]status.Traffic
+	if s.traffic != nil {
+		var err error
+		if counts, err = s.traffic.all(); err != nil {
+			out.Notes = append(out.Notes, err.Error())
+		}
+	}
 	for _, f := range s.planner.Of(svc) {
-		out.Frontends = append(out.Frontends, frontStatus(&f))
+		front := frontStatus(&f)
+		if n, counted := counts[f.Key]; counted {
+			front.Traffic = &n
+		}
+		out.Frontends = append(out.Frontends, front)
 	}
 	for _, n := range s.planner.Notes() {
 		if n.Origin.Key == svc {

@@ -31,6 +31,7 @@ func runFlags(f *pflag.FlagSet, c *agent.Config) {
 	f.StringVar(&c.DetectLocal.Bridge, "pod-bridge-interface", c.DetectLocal.Bridge, "detect-local-mode BridgeInterface: what comes in by this device is from pods")
 	f.StringVar(&c.DetectLocal.Prefix, "pod-interface-name-prefix", c.DetectLocal.Prefix, "detect-local-mode InterfaceNamePrefix: what comes in by a device whose name begins so is from pods")
 	f.BoolVar(&c.LocalhostPorts, "localhost-nodeports", c.LocalhostPorts, "serve node ports on 127.0.0.1 too, for programs of the node itself (IPv4)")
+	f.BoolVar(&c.ServiceCounters, "service-counters", c.ServiceCounters, "count connections, packets and bytes of each service; costs each packet of a service a look-up")
 	f.IntVar(&c.Conntrack.MaxPerCore, "conntrack-max-per-core", c.Conntrack.MaxPerCore, "room for so many tracked connections per CPU; a table that is larger stays; 0 = leave it")
 	f.IntVar(&c.Conntrack.Min, "conntrack-min", c.Conntrack.Min, "but for no fewer than this")
 	f.DurationVar(&c.Conntrack.TCPEstablished, "conntrack-tcp-timeout-established", c.Conntrack.TCPEstablished, "idle time after which an established TCP connection is forgotten; 0 = leave it")

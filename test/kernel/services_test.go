@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
@@ -73,5 +74,81 @@ func TestStatusOfServices(t *testing.T) {
 		if out, err := ask(name); err == nil || !strings.Contains(out+err.Error(), answer) {
 			t.Errorf("%s: %v %s", name, err, out)
 		}
+	}
+}
+
+// TestServiceCounters: with the setting each service's traffic is counted and told, an emptied ruleset is put right, and
+// without it the tables go.
+func TestServiceCounters(t *testing.T) {
+	for _, mode := range []string{"nftables", "iptables"} {
+		t.Run(mode, func(t *testing.T) {
+			n := newNode(t)
+			n.Exec(t, "ip", "route", "add", "default", "via", "192.0.2.9")
+			cmd := n.agent(t, "--service-mode", mode, "--service-counters")
+			connect := func() { _, _ = n.Output("curl", "-s", "--max-time", "0.2", "http://10.96.0.80/") } // nobody answers
+			connect()
+			told := func(what string) func() error {
+				return func() error {
+					out, err := n.Output(binary(t), "status", "services", "default/web", "--run-dir", filepath.Join(n.dir, "run"))
+					if err != nil || !strings.Contains(out, what) {
+						return fmt.Errorf("%v: %s", err, out)
+					}
+					return nil
+				}
+			}
+			nstest.Wait(t, "the count", told("1 connections, 1 packets in (60 B), 0 out (0 B)"))
+			out := n.Exec(t, "curl", "-s", "http://127.0.0.1:10249/metrics")
+			for _, want := range []string{
+				`braid_service_connections_total{address="10.96.0.80:80",kind="cluster IP",name="web",namespace="default",port="",protocol="TCP"} 1`,
+				`braid_service_bytes_total{address="10.96.0.80:80",direction="in",kind="cluster IP",name="web",namespace="default",port="",protocol="TCP"} 60`,
+			} {
+				if !strings.Contains(out, want) {
+					t.Errorf("no %s in\n%s", want, out)
+				}
+			}
+			n.Exec(t, "nft", "delete", "table", "ip", "braid-traffic")
+			nstest.Wait(t, "the table that was taken away", func() error { _, err := n.Output("nft", "list", "table", "ip", "braid-traffic"); return err })
+			end(t, cmd, syscall.SIGTERM)
+			n.agent(t, "--service-mode", mode)
+			if tables := n.Exec(t, "nft", "list", "tables"); strings.Contains(tables, "braid-traffic") {
+				t.Errorf("nobody asks for counters, and there are\n%s", tables)
+			}
+		})
+	}
+}
+
+// TestServiceRangesAtOnce: a ServiceCIDR that comes or goes is in force as soon as the agent hears of it.
+func TestServiceRangesAtOnce(t *testing.T) {
+	const cidr = "---\napiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: more}\nspec: {cidrs: [10.97.0.0/16, \"fd00:10:97::/112\"]}\n"
+	for _, mode := range []string{"nftables", "iptables"} {
+		t.Run(mode, func(t *testing.T) {
+			n := newNode(t)
+			n.agent(t, "--service-mode", mode)
+			unused := func(want string) func() error { // what becomes of a connection to an address that no service has
+				return func() error {
+					_, err := n.Output("curl", "-s", "--max-time", "0.3", "http://10.97.1.2/")
+					if err == nil || !strings.Contains(err.Error(), want) {
+						return fmt.Errorf("curl: %v, want %s", err, want)
+					}
+					return nil
+				}
+			}
+			n.Exec(t, "ip", "route", "add", "unreachable", "10.97.0.0/16")
+			nstest.Wait(t, "nobody to care", unused("exit status 7")) // the route says no at once
+			n.Exec(t, "ip", "route", "replace", "10.97.0.0/16", "dev", "lo")
+			n.write(t, cluster+cidr)
+			nstest.Wait(t, "silence", unused("exit status 28"))
+			k := func() string { return n.kernel(t) }
+			if !strings.Contains(k(), "10.97.0.0/16") || !strings.Contains(k(), "fd00:10:97::/112") {
+				t.Errorf("the ranges are not in the rules:\n%s", k())
+			}
+			n.write(t, cluster)
+			nstest.Wait(t, "the ranges to go", func() error {
+				if text := k(); strings.Contains(text, "10.97.0.0/16") || strings.Contains(text, "fd00:10:97::/112") {
+					return fmt.Errorf("still there:\n%s", text)
+				}
+				return nil
+			})
+		})
 	}
 }

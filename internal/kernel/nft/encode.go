@@ -11,6 +11,7 @@ import (
 // Numbers of include/uapi/linux/netfilter/nf_tables.h that x/sys does not have.
 const (
 	nftaTableUserdata = 6
+	nftaSetExpr       = 17
 	nfnlBatchGenID    = 1 // include/uapi/linux/netfilter/nfnetlink.h
 	nftDataVerdict    = 0xffffff00
 	nfAccept          = 1 // include/uapi/linux/netfilter.h
@@ -172,6 +173,15 @@ func (t *transaction) set(op []desired.NFTOp, s *desired.NFTSet) {
 		t.buf.u32(unix.NFTA_SET_DESC_SIZE, uint32(s.Dynamic))
 		t.buf.close(n)
 	}
+	if s.Counter {
+		n := t.buf.nest(nftaSetExpr) // which elements inherit
+		b, err := expr.Marshal(uint8(op[0].Family), &expr.Counter{})
+		if err != nil && t.err == nil {
+			t.err = fmt.Errorf("encode the counter of set %s: %w", s.Name, err)
+		}
+		t.buf = append(t.buf, b...)
+		t.buf.close(n)
+	}
 	data := ""
 	if len(s.Key) == 1 && (s.Key[0] == desired.NFTMark || s.Key[0] == desired.NFTIfName) {
 		data = hostByteOrder // without it `nft` prints such keys wrongly
@@ -222,12 +232,10 @@ func (t *transaction) rules(op []desired.NFTOp, c *desired.NFTChain) {
 		t.buf.string(unix.NFTA_RULE_CHAIN, c.Name)
 		list := t.buf.nest(unix.NFTA_RULE_EXPRESSIONS)
 		for _, e := range r.Exprs {
-			b, err := expr.Marshal(uint8(op[0].Family), e)
-			if err != nil && t.err == nil {
+			n := t.buf.nest(unix.NFTA_LIST_ELEM)
+			if err := t.expr(op[0].Family, e); err != nil && t.err == nil {
 				t.err = fmt.Errorf("encode %T in rule %d of chain %s: %w", e, i+1, c.Name, err)
 			}
-			n := t.buf.nest(unix.NFTA_LIST_ELEM)
-			t.buf = append(t.buf, b...)
 			t.buf.close(n)
 		}
 		t.buf.close(list)
@@ -236,6 +244,22 @@ func (t *transaction) rules(op []desired.NFTOp, c *desired.NFTChain) {
 		}
 		t.buf.end(m)
 	}
+}
+
+func (t *transaction) expr(f desired.NFTFamily, e expr.Any) error {
+	if ct, ok := e.(*expr.Ct); ok && (ct.Key == desired.CtDestinationIPv4 || ct.Key == desired.CtDestinationIPv6) {
+		// The library knows neither the keys nor that they need a direction.
+		t.buf.string(unix.NFTA_EXPR_NAME, "ct")
+		n := t.buf.nest(unix.NFTA_EXPR_DATA)
+		t.buf.u32(unix.NFTA_CT_KEY, uint32(ct.Key))
+		t.buf.u32(unix.NFTA_CT_DREG, ct.Register)
+		t.buf.bytes(unix.NFTA_CT_DIRECTION, string([]byte{byte(ct.Direction)}))
+		t.buf.close(n)
+		return nil
+	}
+	b, err := expr.Marshal(uint8(f), e)
+	t.buf = append(t.buf, b...)
+	return err
 }
 
 // elements encodes the leading operations of ops that do the same to the same set.

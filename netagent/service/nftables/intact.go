@@ -24,10 +24,12 @@ func Samples(f desired.NFTFamily) (chains []desired.NFTChain) {
 }
 
 // digest identifies everything static: the skeleton, and one of each kind of other chains.
-func digest(t *desired.NFTTable) string {
+func digest(t *desired.NFTTable) string { return digestOf(t, append(t.Chains, Samples(t.Family)...)) }
+
+func digestOf(t *desired.NFTTable, chains []desired.NFTChain) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%v %+v\n", t.Family, t.Sets)
-	for _, c := range append(t.Chains, Samples(t.Family)...) {
+	for _, c := range chains {
 		fmt.Fprintf(h, "chain %s %+v\n", c.Name, c.Hook)
 		for _, r := range c.Rules {
 			var words strings.Builder

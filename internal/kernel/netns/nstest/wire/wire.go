@@ -229,6 +229,29 @@ func (n *Node) write(p Packet) {
 	}
 }
 
+// floodQueue is how many packets Flood sends before it empties the devices, whose queues hold 500.
+const floodQueue = 400
+
+// Flood sends the same packet over and over, and returns how long the kernel took: it works on a packet, up to the queue of
+// the device that it leaves by, while it takes it.
+func (n *Node) Flood(p Packet, times int) (took time.Duration) {
+	n.t.Helper()
+	raw, fd := p.bytes(), n.side(p)
+	for sent := 0; sent < times; {
+		part := min(times-sent, floodQueue)
+		begin := time.Now()
+		for range part {
+			if _, err := unix.Write(fd, raw); err != nil {
+				n.t.Fatalf("send %+v: %v", p, err)
+			}
+		}
+		took += time.Since(begin)
+		sent += part
+		n.drain(&reading{})
+	}
+	return took
+}
+
 // reading is what SendAll waits for.
 type reading struct {
 	first  uint32 // ID of the first packet
