@@ -78,7 +78,7 @@ conformance: images deps ## run upstream's network specs on real clusters and wr
 oracle: deps ## compare our CoreDNS with the stock one, query by query, our services with kube-proxy, packet by packet, and meet flannel's nodes (root; builds all three)
 	cd test/oracle && go test -v -count=1 ./...
 	cd test/oracle && CGO_ENABLED=1 go test -v -count=1 ./flannel
-	cd test/oracle/services && go test -v -count=1 -timeout 90m . -clusters 2000
+	cd test/oracle/services && go test -v -count=1 -timeout 90m . -oracle.clusters 2000
 
 .PHONY: bench
 bench: ## run the small benchmarks; bench-services measures the whole program beside its peer

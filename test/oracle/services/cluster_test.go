@@ -33,6 +33,13 @@ func podCIDR(ipv4 bool) netip.Prefix {
 	return wire.Pods6
 }
 
+func clusterCIDR(ipv4 bool) netip.Prefix {
+	if ipv4 {
+		return netip.MustParsePrefix("10.244.0.0/16")
+	}
+	return netip.MustParsePrefix("fd00:10:244::/48")
+}
+
 func serviceCIDR(ipv4 bool) netip.Prefix {
 	if ipv4 {
 		return netip.MustParsePrefix("10.96.0.0/16")
@@ -94,10 +101,15 @@ func (w *world) next(c *cluster) *cluster {
 	w.taken = map[string]bool{}
 	kept := map[string]*v1.Service{}
 	for _, s := range c.services { // what stays keeps its addresses
-		if w.chance(60) {
-			kept[key(s)] = s
-			w.claim(s)
+		if !w.chance(60) {
+			continue
 		}
+		if t := w.altered(s); w.chance(30) && w.claim(t) {
+			s = t
+		} else if !w.claim(s) {
+			continue // another took what it had
+		}
+		kept[key(s)] = s
 	}
 	target := 1 + w.IntN(5)
 	for _, i := range w.Perm(len(names)) {
@@ -174,11 +186,12 @@ func frontends(s *v1.Service) (out []frontend) {
 
 // claim takes what a service asks for, unless some of it is taken by another.
 func (w *world) claim(s *v1.Service) bool {
-	list := frontends(s)
+	list, own := frontends(s), map[string]bool{}
 	for _, f := range list {
-		if w.taken[f.claim()] {
+		if w.taken[f.claim()] || own[f.claim()] {
 			return false
 		}
+		own[f.claim()] = true
 	}
 	for _, f := range list {
 		w.taken[f.claim()] = true
@@ -236,6 +249,45 @@ func (w *world) tryService(meta metav1.ObjectMeta) *v1.Service {
 		w.loadBalancer(s, families)
 	}
 	w.policies(s)
+	return s
+}
+
+// altered is a service after an edit that keeps its cluster IPs.
+func (w *world) altered(s *v1.Service) *v1.Service {
+	s = s.DeepCopy()
+	if len(s.Spec.IPFamilies) == 0 {
+		return s
+	}
+	families := []bool{}
+	for _, f := range s.Spec.IPFamilies {
+		families = append(families, f == v1.IPv4Protocol)
+	}
+	switch w.IntN(5) {
+	case 0:
+		w.policies(s)
+	case 1:
+		if s.Labels != nil {
+			s.Labels = nil
+		} else {
+			s.Labels = map[string]string{"service.kubernetes.io/service-proxy-name": "other"}
+		}
+	case 2:
+		s.Spec.ExternalIPs = nil
+		if s.Spec.Type == v1.ServiceTypeClusterIP {
+			s.Spec.ExternalTrafficPolicy = ""
+		}
+	case 3:
+		if s.Spec.Type == v1.ServiceTypeLoadBalancer {
+			s.Spec.LoadBalancerSourceRanges, s.Status.LoadBalancer.Ingress = nil, nil
+			w.loadBalancer(s, families)
+		}
+	case 4: // the kinds of ports are kept, their numbers are not
+		for i := range s.Spec.Ports {
+			if p := &s.Spec.Ports[i]; p.NodePort != 0 {
+				p.NodePort = int32(30000 + w.IntN(10))
+			}
+		}
+	}
 	return s
 }
 

@@ -39,7 +39,15 @@ var intendeds = []intended{
 		}},
 	{"a backend of no known node that reaches itself", "masqueraded, as in iptables mode, else its replies do not come back through here",
 		func(d *difference) bool {
-			return !d.iptables() && d.fromPod() && slices.Equal(sortedKeys(d.as), sortedKeys(d.bs.masqueradedTo(d.src).masqueradedOut()))
+			theirs := d.bs.masqueradedTo(d.src)
+			if d.fromPod() {
+				theirs = theirs.masqueradedOut()
+			}
+			return !d.iptables() && slices.Equal(sortedKeys(d.as), sortedKeys(theirs))
+		}},
+	{"a backend elsewhere that reaches itself", "pods of other nodes have their connections translated there; to do it for all here takes rules for each of them",
+		func(d *difference) bool {
+			return d.iptables() && !d.fromPod() && !d.fromNode() && slices.Equal(sortedKeys(d.as.masqueradedTo(d.src)), sortedKeys(d.bs))
 		}},
 	{"a backend at another service's address", "translated already, so it is not that service's that has no endpoints; in kube-proxy it is refused or dropped with them",
 		func(d *difference) bool { return d.backendAtFrontend() }},
@@ -58,9 +66,13 @@ var intendeds = []intended{
 		func(d *difference) bool {
 			return d.iptables() && d.fromNode() && d.outer() && d.bs.are("passed") && d.as.refused()
 		}},
+	{"node ports on loopback", "to translate them takes route_localnet, which opens services on 127.0.0.1 to the network (CVE-2020-8558); whoever listens there is asked",
+		func(d *difference) bool {
+			return d.iptables() && d.dst.Addr().IsLoopback() && d.what == "node port" && (d.as.are("passed to the node") || d.protocol == wire.SCTP && d.as.unspoken())
+		}},
 	{"node ports without endpoints at other addresses", "addresses that do not serve node ports know nothing of them",
 		func(d *difference) bool {
-			return d.iptables() && d.what == "node port" && len(d.config.nodePortAddresses) > 0 && (d.as.are("passed to the node") || d.protocol == wire.SCTP && (d.as.are("refused, icmp 3/2") || d.as.are("refused, icmp 4/1"))) && (d.bs.are("refused") || d.bs.are("dropped"))
+			return d.iptables() && d.what == "node port" && len(d.config.nodePortAddresses) > 0 && (d.as.are("passed to the node") || d.protocol == wire.SCTP && d.as.unspoken()) && (d.bs.are("refused") || d.bs.are("dropped"))
 		}},
 }
 
@@ -83,7 +95,9 @@ func (d *difference) iptables() bool { return strings.HasSuffix(d.b.name, "iptab
 
 func (d *difference) fromPod() bool { return podCIDR(d.src.Is4()).Contains(d.src) && !d.fromNode() }
 
-func (d *difference) fromNode() bool { return slices.Contains(wire.Own(d.src.Is4()), d.src) }
+func (d *difference) fromNode() bool {
+	return d.src.IsLoopback() || slices.Contains(wire.Own(d.src.Is4()), d.src)
+}
 
 func (d *difference) outer() bool { return d.what == "load balancer" || d.what == "external IP" }
 
@@ -157,6 +171,9 @@ func (o outcomes) are(class string) bool {
 	}
 	return len(o) > 0
 }
+
+// unspoken reports whether the kernel itself says that it does not speak the protocol, which is so of SCTP.
+func (o outcomes) unspoken() bool { return o.are("refused, icmp 3/2") || o.are("refused, icmp 4/1") }
 
 // refused reports whether the sender is told in the way that the protocol has for it.
 func (o outcomes) refused() bool { return o.are("refused") || o.are("refused, reset") }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -12,14 +13,16 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/vishvananda/netlink"
 	"k8s.io/klog/v2"
+
+	"github.com/braidnet/braid/netagent/service"
 )
 
 var (
-	flagSeed     = flag.Uint64("seed", 1, "seed of all that is random")
-	flagClusters = flag.Int("clusters", 200, "how many clusters to compare")
-	flagWorlds   = flag.Int("worlds", 8, "how many nodes the clusters are spread over, each with settings of its own")
-	flagGo       = flag.Bool("go-on", false, "go on after the last difference that is shown, and list what else there is")
-	flagShow     = flag.Int("show", 1, "how many differences to show of each world before it ends")
+	flagSeed     = flag.Uint64("oracle.seed", 1, "seed of all that is random")
+	flagClusters = flag.Int("oracle.clusters", 200, "how many clusters to compare")
+	flagWorlds   = flag.Int("oracle.worlds", 8, "how many nodes the clusters are spread over, each with settings of its own")
+	flagGo       = flag.Bool("oracle.go-on", false, "go on after the last difference that is shown, and list what else there is")
+	flagShow     = flag.Int("oracle.show", 1, "how many differences to show of each world before it ends")
 )
 
 // TestServices is the whole comparison.
@@ -58,11 +61,15 @@ type run struct {
 
 func newRun(t *testing.T, i int) *run {
 	w := &world{Rand: rand.New(rand.NewPCG(*flagSeed, uint64(i)))}
-	var s settings
-	if i%4 == 1 {
+	s := settings{detectLocal: []string{"NodeCIDR", "NodeCIDR", "ClusterCIDR", "NodeCIDR", "BridgeInterface", "NodeCIDR", "InterfaceNamePrefix", "NodeCIDR"}[i%8]}
+	switch i % 8 {
+	case 1:
 		s.nodePortAddresses = []string{"192.0.2.0/24", "2001:db8::/64"}
+	case 3:
+		s.masqueradeAll = true
+	case 5: // those that are "primary"
+		s.nodePortAddresses = []string{"192.0.2.1/32", "2001:db8::1/128"}
 	}
-	s.masqueradeAll = i%8 == 2
 	return &run{t: t, world: w, number: i, settings: s, planes: newPlanes(t, s), now: &cluster{}, empty: &cluster{}}
 }
 
@@ -138,11 +145,24 @@ func (r *run) compare(list []*probe) (out []*difference) {
 	}
 	for _, p := range list {
 		r.settle(all, p)
-		for _, pair := range pairs {
-			a, b := all[pair[0]][p], all[pair[1]][p]
-			if !sameOutcomes(p, a, b) {
-				out = append(out, &difference{probe: p, cluster: r.now, config: r.settings, a: r.planes[pair[0]], b: r.planes[pair[1]], as: a, bs: b})
-			}
+		out = append(out, r.differing(p, func(i int) outcomes { return all[i][p] })...)
+	}
+	kept := 0
+	for _, p := range list {
+		if kept < maxKept && r.canKeep(p) {
+			kept++
+			out = append(out, r.compareKept(p)...)
+		}
+	}
+	return out
+}
+
+// differing compares the planes in pairs.
+func (r *run) differing(p *probe, became func(plane int) outcomes) (out []*difference) {
+	for _, pair := range pairs {
+		a, b := became(pair[0]), became(pair[1])
+		if !r.same(p, a, b) {
+			out = append(out, &difference{probe: p, cluster: r.now, config: r.settings, a: r.planes[pair[0]], b: r.planes[pair[1]], as: a, bs: b})
 		}
 	}
 	return out
@@ -154,7 +174,7 @@ func (r *run) settle(all []seen, p *probe) {
 		same := true
 		u := union(all, p)
 		for i := range all {
-			if !sameOutcomes(p, all[i][p], u) && u.balanced() && !all[i][p].certain() {
+			if !r.same(p, all[i][p], u) && u.balanced() && !all[i][p].certain() {
 				same = false
 				r.send(r.planes[i], all[i], 16, p)
 			}
@@ -165,23 +185,41 @@ func (r *run) settle(all []seen, p *probe) {
 	}
 }
 
-// sameOutcomes reports whether two sets are equal, as far as chance lets them be.
-func sameOutcomes(p *probe, a, b outcomes) bool {
+// same reports whether two sets are equal, as far as chance lets them be.
+func (r *run) same(p *probe, a, b outcomes) bool {
 	if p.sticky() && !p.many { // one client sees one backend
-		return maps.Equal(classes(a), classes(b))
+		allowed := r.allows(p)
+		return maps.Equal(classes(a, allowed), classes(b, allowed))
 	}
 	return slices.Equal(sortedKeys(a), sortedKeys(b))
 }
 
-// classes are the outcomes without the backend, as which the node itself may look in several ways.
-func classes(o outcomes) map[string]bool {
+// allows returns the backends that a probe may reach at all.
+func (r *run) allows(p *probe) (list []netip.AddrPort) {
+	f := r.frontend(p)
+	for _, b := range slices.Concat(f.Backends, f.Inside) {
+		list = append(list, b.AddrPort)
+	}
+	return list
+}
+
+// frontend is what ours make of a probe's destination.
+func (r *run) frontend(p *probe) service.Frontend {
+	return r.planes[0].program.(*braid).frontend(p.dst, p.protocol)
+}
+
+// classes are the outcomes without the backend, if it is one of those allowed. The node itself, as
+// one, may look in several ways.
+func classes(o outcomes, allowed []netip.AddrPort) map[string]bool {
 	out := map[string]bool{}
 	for x := range o {
-		switch x.class {
-		case "to", "to the node", "passed to the node", "refused, icmp 3/2", "refused, icmp 4/1":
+		switch class := x.class; {
+		case x.backend.IsValid() && !slices.Contains(allowed, x.backend):
+			out[x.String()] = true
+		case class == "to", class == "to the node", class == "passed to the node", class == "refused, icmp 3/2", class == "refused, icmp 4/1":
 			out["to"] = true
 		default:
-			out[x.class] = true
+			out[class] = true
 		}
 	}
 	return out

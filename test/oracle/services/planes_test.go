@@ -48,6 +48,7 @@ type program interface {
 type settings struct {
 	nodePortAddresses []string // CIDRs; empty: all
 	masqueradeAll     bool
+	detectLocal       string // a mode of KEP-2450
 }
 
 // newPlanes makes the four, ours first.
@@ -79,7 +80,7 @@ func newKubeProxy(t *testing.T, s settings, mode string) *plane {
 	ctx := klog.NewContext(context.Background(), log)
 	detectors, nodeIPs := map[v1.IPFamily]proxyutil.LocalTrafficDetector{}, map[v1.IPFamily]net.IP{}
 	for family, is4 := range map[v1.IPFamily]bool{v1.IPv4Protocol: true, v1.IPv6Protocol: false} {
-		detectors[family] = proxyutil.NewDetectLocalByCIDR(podCIDR(is4).String())
+		detectors[family] = s.detector(is4)
 		nodeIPs[family] = wire.Own(is4)[0].AsSlice()
 	}
 	k.node.Run(t, func() (err error) {
@@ -102,6 +103,32 @@ func newKubeProxy(t *testing.T, s settings, mode string) *plane {
 		return nil
 	})
 	return &plane{"kube-proxy " + mode, k.node, k}
+}
+
+// detector tells pods of the node from others, for kube-proxy.
+func (s settings) detector(ipv4 bool) proxyutil.LocalTrafficDetector {
+	switch s.detectLocal {
+	case "ClusterCIDR":
+		return proxyutil.NewDetectLocalByCIDR(clusterCIDR(ipv4).String())
+	case "BridgeInterface":
+		return proxyutil.NewDetectLocalByBridgeInterface("pods0")
+	case "InterfaceNamePrefix":
+		return proxyutil.NewDetectLocalByInterfaceNamePrefix("pod")
+	}
+	return proxyutil.NewDetectLocalByCIDR(podCIDR(ipv4).String())
+}
+
+// local is detector for ours.
+func (s settings) local() service.Local {
+	switch s.detectLocal {
+	case "ClusterCIDR":
+		return service.Local{Sources: []netip.Prefix{clusterCIDR(true), clusterCIDR(false)}}
+	case "BridgeInterface":
+		return service.Local{Link: "pods0"}
+	case "InterfaceNamePrefix":
+		return service.Local{Link: "pod", Prefix: true}
+	}
+	return service.Local{}
 }
 
 // unwatched are tools without the look-out for rules that others flush: it would run on a thread that is not in the namespace.
@@ -165,7 +192,7 @@ type braid struct {
 
 func newBraid(t *testing.T, s settings, mode string) *plane {
 	all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
-	c := service.Config{Node: thisNode, ExternalIPs: all, MasqueradeAll: s.masqueradeAll}
+	c := service.Config{Node: thisNode, ExternalIPs: all, MasqueradeAll: s.masqueradeAll, Local: s.local()}
 	for _, p := range s.nodePortAddresses {
 		c.NodePortAddresses = append(c.NodePortAddresses, netip.MustParsePrefix(p))
 	}
@@ -210,6 +237,18 @@ func (b *braid) apply(from, to *cluster) error {
 		}
 		return b.plane.Apply(b.planner.Flush())
 	})
+}
+
+// frontend returns what the table has for packets to an address and port.
+func (b *braid) frontend(dst netip.AddrPort, protocol uint8) (found service.Frontend) {
+	all, _ := b.planner.All()
+	for _, f := range all {
+		node := f.Kind == service.NodePort && f.Addr.Is4() == dst.Addr().Is4() && found.Port == 0
+		if (node || f.Addr == dst.Addr()) && f.Port == dst.Port() && uint8(f.Protocol) == protocol {
+			found = f
+		}
+	}
+	return found
 }
 
 // update is what the agent's sources tell the store of an object, nil when it is gone.

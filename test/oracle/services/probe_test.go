@@ -17,7 +17,7 @@ import (
 type probe struct {
 	from     string // which source
 	src      netip.Addr
-	many     bool // the source is one of many addresses, all alike: each packet may have another
+	many     bool // the source is one of many addresses, all alike: each packet has another
 	dst      netip.AddrPort
 	protocol uint8
 	what     string          // what dst is
@@ -155,10 +155,15 @@ func (w *world) toFrontend(c *cluster, s *v1.Service, f frontend) (out []*probe)
 	addrs := []netip.Addr{}
 	if f.addr == "" {
 		addrs = append(addrs, wire.Own(f.ipv4)...)
+		addrs = append(addrs, loopback(f.ipv4))
 	} else {
 		addrs = append(addrs, netip.MustParseAddr(f.addr))
 	}
 	for _, a := range addrs {
+		if a.IsLoopback() {
+			out = append(out, w.from(&probe{dst: netip.AddrPortFrom(a, f.number), protocol: f.protocol}, origin{"the node's loopback", "127.0.0.1", "::1"}))
+			continue
+		}
 		to := &probe{dst: netip.AddrPortFrom(a, f.number), protocol: f.protocol}
 		for _, i := range w.Perm(len(sources))[:3] {
 			out = append(out, w.from(to, sources[i]))
@@ -198,7 +203,7 @@ func (p *probe) resolve(c *cluster) {
 			for _, f := range frontends(s) {
 				at := f.addr == p.dst.Addr().String()
 				if node {
-					at = f.addr == "" && f.ipv4 == p.dst.Addr().Is4() && slices.Contains(wire.Own(f.ipv4), p.dst.Addr())
+					at = f.addr == "" && f.ipv4 == p.dst.Addr().Is4() && (slices.Contains(wire.Own(f.ipv4), p.dst.Addr()) || p.dst.Addr().IsLoopback())
 				}
 				if at && f.number == p.dst.Port() && f.protocol == p.protocol && p.service == nil {
 					p.what, p.service, p.port = f.kind, s, f.port
@@ -206,6 +211,15 @@ func (p *probe) resolve(c *cluster) {
 			}
 		}
 	}
+	// There are not so many pods on a node that none of them would have been here before and be remembered.
+	p.many = p.many && !(p.sticky() && podCIDR(p.src.Is4()).Contains(p.src))
+}
+
+func loopback(ipv4 bool) netip.Addr {
+	if ipv4 {
+		return netip.MustParseAddr("127.0.0.1")
+	}
+	return netip.IPv6Loopback()
 }
 
 func (w *world) from(p *probe, s origin) *probe {

@@ -45,7 +45,7 @@ func (r *run) shrink(before *cluster, d *difference) string {
 		}
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\nnode ports at %v, masquerade all: %v\n", small, r.settings.nodePortAddresses, r.settings.masqueradeAll)
+	fmt.Fprintf(&b, "%s\nsettings: %+v\n", small, r.settings)
 	for i, c := range h {
 		fmt.Fprintf(&b, "# cluster %d\n%s", i+1, c.yaml())
 	}

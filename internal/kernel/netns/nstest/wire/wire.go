@@ -120,6 +120,15 @@ func (n *Node) open() (err error) {
 	if err != nil {
 		return err
 	}
+	fds := []int{n.loop}
+	for _, s := range n.local {
+		fds = append(fds, s.fd)
+	}
+	for _, fd := range fds { // room for all that SendAll may send at once
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20); err != nil {
+			return err
+		}
+	}
 	return unix.Bind(n.loop, &unix.SockaddrLinklayer{Protocol: everyProtocol, Ifindex: 1})
 }
 
@@ -148,12 +157,12 @@ func (n *Node) Send(p Packet) Fate {
 
 // SendAll sends packets from outside, from the pods' side, or by the node itself, as their sources
 // say, and sees what becomes of each. Behind them goes one more packet for each side, which is sure to
-// be passed on: when that is out, nothing of the others is on its way any more. A device queues
+// be passed on (and one that is sure to be refused by the node itself, for its own): when that is out, nothing of the others is on its way any more. A device queues
 // 500 packets, so there should be no more than that.
 func (n *Node) SendAll(list []Packet) []Fate {
 	n.t.Helper()
 	fates := make([]Fate, len(list))
-	r := reading{first: n.id + 1, fates: fates, behind: map[uint32]bool{}}
+	r := reading{first: n.id + 1, fates: fates, behind: map[uint32]bool{}, refused: map[uint32]bool{}}
 	ends := map[int]Packet{}
 	for _, p := range list {
 		n.id++
@@ -162,23 +171,28 @@ func (n *Node) SendAll(list []Packet) []Fate {
 		ends[n.side(p)] = p
 	}
 	for _, p := range ends {
-		far := netip.MustParseAddr("198.51.100.99")
+		far, neighbour, pod := netip.MustParseAddr("198.51.100.99"), netip.MustParseAddr("192.0.2.99"), Pods.Addr().Next().Next()
 		if !p.Src.Addr().Is4() {
-			far = netip.MustParseAddr("2001:db8:99::99")
+			far, neighbour, pod = netip.MustParseAddr("2001:db8:99::99"), netip.MustParseAddr("2001:db8::99"), Pods6.Addr().Next().Next()
 		}
 		n.id++
 		n.ports++
 		r.behind[n.id] = true
 		src := p.Src.Addr()
 		if src.IsLoopback() { // nobody passes these on
-			src = map[string]netip.Addr{"": own[true][0], "up0": netip.MustParseAddr("192.0.2.99"), "pods0": Pods.Addr().Next().Next()}[p.Link()]
+			src = map[string]netip.Addr{"": own[src.Is4()][0], "up0": neighbour, "pods0": pod}[p.Link()]
 		}
 		n.write(Packet{Src: netip.AddrPortFrom(src, 1024+n.ports%30000), Dst: netip.AddrPortFrom(far, 9), Protocol: TCP, Via: p.Via, ID: n.id})
+		if p.Link() == "" { // what the node sends to itself takes another way
+			n.id++
+			r.refused[n.id] = true
+			n.write(Packet{Src: netip.AddrPortFrom(src, 1024+n.ports%30000), Dst: netip.AddrPortFrom(src, 9), Protocol: TCP, ID: n.id})
+		}
 	}
 	fds := []unix.PollFd{{Fd: int32(n.up), Events: unix.POLLIN}, {Fd: int32(n.pods), Events: unix.POLLIN}, {Fd: int32(n.loop), Events: unix.POLLIN}}
-	for deadline := time.Now().Add(patience); len(r.behind) > 0; {
+	for deadline := time.Now().Add(patience); len(r.behind)+len(r.refused) > 0; {
 		if time.Now().After(deadline) {
-			n.t.Fatalf("the packets behind %+v did not come out", list)
+			n.t.Fatalf("of the packets behind %d, the last of them %+v, %d did not come out", len(list), list[len(list)-1], len(r.behind)+len(r.refused))
 		}
 		if _, err := unix.Poll(fds, int(patience.Milliseconds())); err != nil && err != unix.EINTR {
 			n.t.Fatal(err)
@@ -257,6 +271,8 @@ type reading struct {
 	first  uint32 // ID of the first packet
 	fates  []Fate
 	behind map[uint32]bool // packets behind that are not out yet
+	// Packets behind, to the node itself, that it has not refused yet: nobody listens there.
+	refused map[uint32]bool
 }
 
 // drain reads what the descriptors have.
@@ -271,6 +287,9 @@ func (n *Node) drain(r *reading) {
 			p, refusal, ok := parse(buf[:size])
 			if ok && refusal == "" {
 				delete(r.behind, p.ID)
+			}
+			if ok && refusal != "" {
+				delete(r.refused, p.ID)
 			}
 			i := p.ID - r.first
 			if !ok || i >= uint32(len(r.fates)) {
