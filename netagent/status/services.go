@@ -49,7 +49,7 @@ type Front struct {
 // Backend is where connections may go.
 type Backend struct {
 	At    string `json:"at"`
-	Local bool   `json:"local,omitempty"` // on this node
+	Local bool   `json:"local,omitempty"` // on this node, or its EndpointSlice does not say on which
 }
 
 // Traffic is what came through a frontend on this node.

@@ -24,7 +24,15 @@ spec: {clusterIP: 10.96.0.82, ports: [{name: http, port: 80}]}
 // is nothing behind one.
 func TestStatusOfServices(t *testing.T) {
 	n := newNode(t)
-	n.write(t, cluster+empty)
+	on := func(nodes ...string) string {
+		text := cluster
+		for i, node := range nodes {
+			a := fmt.Sprintf("{addresses: [10.244.%d.5]", i+1)
+			text = strings.Replace(text, a, a+", nodeName: "+node, 1)
+		}
+		return text + empty
+	}
+	n.write(t, on("n2", "n2"))
 	n.agent(t)
 	ask := func(args ...string) (string, error) {
 		return n.Output(binary(t), append([]string{"status", "services", "--run-dir", filepath.Join(n.dir, "run")}, args...)...)
@@ -47,7 +55,7 @@ func TestStatusOfServices(t *testing.T) {
 	want(nil, `(?m)^default/web +\d+ +\S+ ago +4 +2 +2: no endpoints: no IPv6 EndpointSlice`, `(?m)^default/nobody +\d+ +\S+ ago +1 +0 +1: no endpoints`)
 	want([]string{"default/web"}, `(?m)^service default/web on node n1: revision \d+, in force \S+ ago$`,
 		`(?m)^10\.96\.0\.80:80/TCP +cluster IP +- +10\.244\.1\.5:8080, 10\.244\.2\.5:8080 `, `(?m)^\[::\]:30080/TCP +node port +- +none, refused: no endpoints`)
-	n.write(t, strings.Replace(cluster, "{addresses: [10.244.1.5]}", "{addresses: [10.244.1.5], nodeName: n1}", 1)+empty)
+	n.write(t, on("n1", "n2"))
 	want([]string{"default/web"}, `10\.244\.1\.5:8080 \(here\), 10\.244\.2\.5:8080`)
 	var report struct {
 		Services map[string]struct {
