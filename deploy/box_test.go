@@ -161,6 +161,8 @@ func (b *box) volume(t *testing.T, v corev1.Volume) string {
 	switch {
 	case v.HostPath != nil && v.HostPath.Path == "/proc/sys/net":
 		return v.HostPath.Path // shows the network namespace of whoever opens it
+	case v.HostPath != nil && *v.HostPath.Type == corev1.HostPathCharDev:
+		return v.HostPath.Path // what it makes is in the network namespace of whoever opens it
 	case v.HostPath != nil && *v.HostPath.Type == corev1.HostPathFileOrCreate:
 		file := filepath.Join(b.host, v.HostPath.Path)
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {

@@ -209,6 +209,9 @@ func TestPrivileges(t *testing.T) {
 	set := withComponent(t, read(t, "braid.yaml"), "iptables")
 	got["iptables"] = privileges(t, &set.Spec.Template.Spec, &set.Spec.Template.Spec.Containers[0])
 	want["iptables"] = "uid 0 host-network NET_ADMIN NET_RAW rw:/run/xtables.lock rw:/run/braid rw:/etc/cni/net.d rw:/proc/sys/net"
+	set = withComponent(t, read(t, "braid.yaml"), "udp")
+	got["udp"] = privileges(t, &set.Spec.Template.Spec, &set.Spec.Template.Spec.Containers[0])
+	want["udp"] = "uid 0 host-network NET_ADMIN rw:/dev/net/tun rw:/run/braid rw:/etc/cni/net.d rw:/proc/sys/net"
 	if !maps.Equal(got, want) {
 		t.Errorf("privileges\n%v\nwant\n%v", got, want)
 	}

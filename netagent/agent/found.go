@@ -24,6 +24,9 @@ func (a *Agent) found() (out []status.Finding) {
 			add("node addresses", strings.Join(last.Addrs, ", "), "InternalIPs of the Node, and the devices that have them")
 			add("pod MTU", fmt.Sprint(last.MTU), last.MTUWhy)
 		}
+		if path := a.overlay.shown.Load(); path != nil {
+			add("data path", path.Features().String(), "what the kernel has of all that overlay udp can use")
+		}
 	}
 	if s := a.services; s != nil {
 		why := "setting service-mode"

@@ -41,6 +41,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for _, k := range model.Kinds {
 		gauge(descObjects, float64(r.Objects[string(k)]), string(k))
 	}
+	if c.a.overlay != nil {
+		c.a.overlay.collectUserPath(counter)
+	}
 	for _, s := range r.Subsystems {
 		ready := 0.0
 		if s.Problem(now) == "" {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/kernel/netns"
 	"github.com/braidnet/braid/internal/kernel/route"
+	"github.com/braidnet/braid/internal/kernel/tun"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/overlay"
 	"github.com/braidnet/braid/netagent/overlay/peer"
@@ -47,7 +49,8 @@ type podNetwork struct {
 	h     *netlink.Handle
 	ns    *netns.NS
 
-	user userPath // of backend udp
+	user  userPath                 // of backend udp
+	shown atomic.Pointer[tun.Path] // the same, for whoever counts
 
 	mu   sync.Mutex
 	view view // what the newest Sync wants and saw, for Watch to compare events with

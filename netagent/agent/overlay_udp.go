@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/kernel/tun"
@@ -21,6 +23,7 @@ type userPath struct {
 // relay makes the wanted data path work, or none when want is nil, with the device when that is not there.
 // When it fails, what belongs on the device is left alone. The error is of reading the devices.
 func (o *podNetwork) relay(w *writer, want *desired.Relay) (err error) {
+	defer func() { o.shown.Store(o.user.path) }()
 	if want == nil {
 		o.user.close()
 		return nil
@@ -76,4 +79,26 @@ func (u *userPath) close() {
 		u.path.Close()
 	}
 	*u = userPath{}
+}
+
+var (
+	descUDPPackets = prometheus.NewDesc("braid_overlay_udp_packets_total", "Packets of pods that overlay udp carried since its device was opened.", []string{"direction"}, nil)
+	descUDPBytes   = prometheus.NewDesc("braid_overlay_udp_bytes_total", "The bytes of these packets.", []string{"direction"}, nil)
+	descUDPDropped = prometheus.NewDesc("braid_overlay_udp_dropped_total", "Packets that were not carried, by reason.", []string{"reason"}, nil)
+)
+
+// collectUserPath tells the counters of the data path, when there is one.
+func (o *podNetwork) collectUserPath(counter func(d *prometheus.Desc, v float64, labels ...string)) {
+	path := o.shown.Load()
+	if path == nil {
+		return
+	}
+	s := path.Stats()
+	counter(descUDPPackets, float64(s.Sent), "sent")
+	counter(descUDPPackets, float64(s.Received), "received")
+	counter(descUDPBytes, float64(s.SentBytes), "sent")
+	counter(descUDPBytes, float64(s.ReceivedBytes), "received")
+	for reason, n := range s.Dropped {
+		counter(descUDPDropped, float64(n), reason)
+	}
 }
