@@ -66,6 +66,11 @@ test: images deps ## run every test: units, kernel tests in network namespaces, 
 	go test -run '^$$' -fuzz '^FuzzSplit$$' -fuzztime 15s ./internal/kernel/tun
 	$(GOTEST) --raw-command -- go test -C test/cluster -json -count=1 -timeout 40m ./...
 
+.PHONY: test-guest
+test-guest: build deps ## run the overlays ipip and wireguard on Debian's kernel, in a virtual machine (root, 10 minutes)
+	@command -v qemu-system-x86_64 >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-system-x86 >/dev/null; }
+	go run ./test/guest
+
 .PHONY: images
 images: build ## write bin/images/*.tar, container images that `ctr images import` takes
 	go run ./deploy/images

@@ -45,6 +45,8 @@ type Network struct {
 	FDB    []FDB
 	Routes []Route
 	Relay  *Relay // nil unless packets are carried in user space
+
+	WireGuard *WireGuard // nil unless packets are encrypted
 }
 
 // VXLAN holds the attributes of a VXLAN device that cannot change while it exists (RFC 7348).
@@ -62,8 +64,11 @@ type VXLAN struct {
 type LinkKind uint8
 
 const (
-	KindVXLAN LinkKind = iota
-	KindTUN            // made by whoever serves it in user space; it has no address of its own (MAC)
+	KindVXLAN     LinkKind = iota
+	KindTUN                // made by whoever serves it in user space; it has no address of its own (MAC)
+	KindIPIP               // IPv4 in IPv4 to each route's gateway; none of these has an address (MAC)
+	KindSIT                // IPv6 in IPv4, to the IPv4-compatible gateway
+	KindWireGuard          // by the kernel
 )
 
 // Link is a device of the overlay, which is always wanted up.
@@ -73,7 +78,15 @@ type Link struct {
 	MTU    int
 	MAC    MAC
 	VXLAN  VXLAN
+	IPIP   IPIP
 	Origin string
+}
+
+// IPIP holds the attributes of an IP in IP device over IPv4 that cannot change while it exists.
+type IPIP struct {
+	Underlay string
+	Local    netip.Addr // source of encapsulated packets
+	Remote   netip.Addr // the only other end; planners leave it invalid, routes say where to
 }
 
 // Addr is an address on a device of ours.
@@ -111,8 +124,15 @@ type FDB struct {
 
 // String prints the device as a person would ask for it.
 func (l Link) String() string {
-	if l.Kind == KindTUN {
+	switch l.Kind {
+	case KindTUN:
 		return fmt.Sprintf("device %s (tun mtu %d)", l.Name, l.MTU)
+	case KindIPIP:
+		return fmt.Sprintf("device %s (ipip local %s dev %s mtu %d)", l.Name, l.IPIP.Local, l.IPIP.Underlay, l.MTU)
+	case KindSIT:
+		return fmt.Sprintf("device %s (sit local %s dev %s mtu %d)", l.Name, l.IPIP.Local, l.IPIP.Underlay, l.MTU)
+	case KindWireGuard:
+		return fmt.Sprintf("device %s (wireguard mtu %d)", l.Name, l.MTU)
 	}
 	gbp := ""
 	if l.VXLAN.GBP {
@@ -192,6 +212,9 @@ func (n *Network) Sort() {
 	slices.SortFunc(n.Routes, func(a, b Route) int { return ComparePrefix(a.Dst, b.Dst) })
 	if n.Relay != nil {
 		n.Relay.sort()
+	}
+	if n.WireGuard != nil {
+		n.WireGuard.sort()
 	}
 }
 

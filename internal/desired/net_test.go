@@ -58,6 +58,17 @@ func TestDiffReachesWhatIsWanted(t *testing.T) {
 	}
 }
 
+// Two devices that differ in what the kernel holds must not read alike, in logs and in status.
+func TestTextsTellKindsApart(t *testing.T) {
+	texts := map[string]bool{}
+	for kind := KindVXLAN; kind <= KindWireGuard; kind++ {
+		texts[Link{Name: "d", Kind: kind, MTU: 1400}.String()] = true
+	}
+	if len(texts) != 5 {
+		t.Errorf("%d texts of 5 kinds: %v", len(texts), texts)
+	}
+}
+
 func TestDiffIgnoresTheReason(t *testing.T) {
 	a := []Addr{{Dev: "d", Prefix: netip.MustParsePrefix("10.0.0.0/32"), Origin: "Node a (x.yaml:1)"}}
 	b := []Addr{{Dev: "d", Prefix: netip.MustParsePrefix("10.0.0.0/32"), Origin: "Node a (x.yaml:9)"}}

@@ -106,7 +106,16 @@ func (a *Agent) build() error {
 			return err
 		}
 		a.overlay = o
-		a.addLoop("overlay", o.step, 30*time.Second)
+		audit := 30 * time.Second
+		if due := o.cfg.Keys.due(); due > 0 && a.cfg.Overlay == "wireguard" {
+			audit = min(audit, due)
+		}
+		a.addLoop("overlay", o.step, audit)
+		if a.cfg.Overlay == "wireguard" {
+			n := &ownNode{agent: a, keys: o.cfg.Keys}
+			a.addLoop("own-node", n.step, 10*time.Second)
+			o.onKeys = a.byName["own-node"].Kick
+		}
 	}
 	if a.cfg.ServiceMode != "none" {
 		s, err := newServices(a.cfg, a.ledger, a.proxy)
@@ -235,7 +244,7 @@ func (a *Agent) onChange(rev uint64, changes []model.Change) {
 	if !slices.ContainsFunc(changes, func(c model.Change) bool { return c.Kind == model.KindNode }) {
 		return
 	}
-	for _, name := range []string{"overlay", "cni"} {
+	for _, name := range []string{"overlay", "own-node", "cni"} {
 		if l := a.byName[name]; l != nil {
 			l.Kick()
 		}

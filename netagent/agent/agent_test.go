@@ -160,20 +160,24 @@ func TestUnreadableSourceEndsTheAgentWithAReason(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
-	good := Config{Node: "n", RunDir: "/r", StateDir: "/s", Overlay: "vxlan", ServiceMode: "auto", VNI: 1, Port: 8472}
+	good := DefaultConfig()
+	good.Node = "n"
 	if err := good.Validate(); err != nil {
 		t.Fatal(err)
 	}
 	for want, change := range map[string]func(*Config){
-		`overlay: unknown backend "vxlam": use one of vxlan, host-gw, none`: func(c *Config) { c.Overlay = "vxlam" },
-		"service-mode: unknown mode":                                        func(c *Config) { c.ServiceMode = "ebpf" },
-		"vni: 0 is out of range":                                            func(c *Config) { c.VNI = 0 },
-		"vxlan-port: 70000":                                                 func(c *Config) { c.Port = 70000 },
-		"give one of them":                                                  func(c *Config) { c.Manifests, c.Kubeconfig = "a", "b" },
-		"direct-routing: it belongs to overlay vxlan":                       func(c *Config) { c.Overlay, c.Direct = "host-gw", true },
-		"vxlan-gbp: it belongs to overlay vxlan":                            func(c *Config) { c.Overlay, c.GBP = "none", true },
-		"must be absolute":                                                  func(c *Config) { c.RunDir = "run" },
-		"name of this node":                                                 func(c *Config) { c.Node = "" },
+		`overlay: unknown backend "vxlam": use one of vxlan, host-gw`: func(c *Config) { c.Overlay = "vxlam" },
+		"service-mode: unknown mode":                                  func(c *Config) { c.ServiceMode = "ebpf" },
+		"vni: 0 is out of range":                                      func(c *Config) { c.VNI = 0 },
+		"vxlan-port: 70000":                                           func(c *Config) { c.Port = 70000 },
+		"give one of them":                                            func(c *Config) { c.Manifests, c.Kubeconfig = "a", "b" },
+		"direct-routing: it belongs to overlays vxlan and ipip":       func(c *Config) { c.Overlay, c.Direct = "host-gw", true },
+		"vxlan-gbp: it belongs to overlay vxlan":                      func(c *Config) { c.Overlay, c.GBP = "none", true },
+		"mtu: 500 is out of range":                                    func(c *Config) { c.MTU = 500 },
+		"wireguard-port: 0":                                           func(c *Config) { c.WireGuardPort = 0 },
+		"wireguard-key-age: 5s is too short":                          func(c *Config) { c.KeyAge = 5 * time.Second },
+		"must be absolute":                                            func(c *Config) { c.RunDir = "run" },
+		"name of this node":                                           func(c *Config) { c.Node = "" },
 	} {
 		c := good
 		change(&c)

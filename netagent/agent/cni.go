@@ -93,6 +93,9 @@ func (a *Agent) conflist(node *model.Node) cniConflist {
 	if a.overlay != nil {
 		p.MTU = int(a.overlay.mtu.Load())
 	}
+	if a.cfg.MTU > 0 {
+		p.MTU = a.cfg.MTU
+	}
 	for _, c := range node.PodCIDRs {
 		p.IPAM.Ranges = append(p.IPAM.Ranges, []cniRange{{c}})
 	}

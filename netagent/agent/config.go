@@ -10,33 +10,38 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/braidnet/braid/netagent/overlay/udp"
+	"github.com/braidnet/braid/netagent/overlay/wireguard"
 	"github.com/braidnet/braid/netagent/service"
 )
 
 // Service modes and overlay backends that a Config accepts.
 var (
 	ServiceModes = []string{"auto", "nftables", "iptables", "none"}
-	Overlays     = []string{"vxlan", "host-gw", "udp", "none"}
+	Overlays     = []string{"vxlan", "host-gw", "udp", "ipip", "wireguard", "none"}
 )
 
 // Config is what `netagent run` is told. Zero values are not defaults: use DefaultConfig.
 type Config struct {
-	Node        string // this node's name, as in the cluster's Node objects
-	Manifests   string // folder or file of manifests; empty = API server
-	Kubeconfig  string // empty = in-cluster (when Manifests is empty too)
-	Context     string // context of Kubeconfig; empty = its current one
-	RunDir      string // socket
-	StateDir    string // address reservations
-	CNIConfDir  string // where the conflist goes; empty = none is written
-	Overlay     string // one of Overlays
-	VNI         int    // VXLAN network identifier, 1 … 2^24-1
-	Port        int    // VXLAN UDP port
-	GBP         bool   // VXLAN carries the marks of packets
-	Direct      bool   // VXLAN: peers on the link are reached by plain routes
-	UDPPort     int    // UDP port of overlay udp
-	ServiceMode string // one of ServiceModes
+	Node          string        // this node's name, as in the cluster's Node objects
+	Manifests     string        // folder or file of manifests; empty = API server
+	Kubeconfig    string        // empty = in-cluster (when Manifests is empty too)
+	Context       string        // context of Kubeconfig; empty = its current one
+	RunDir        string        // socket
+	StateDir      string        // address reservations
+	CNIConfDir    string        // where the conflist goes; empty = none is written
+	Overlay       string        // one of Overlays
+	VNI           int           // VXLAN network identifier, 1 … 2^24-1
+	Port          int           // VXLAN UDP port
+	GBP           bool          // VXLAN carries the marks of packets
+	Direct        bool          // vxlan, ipip: peers on the link are reached by plain routes
+	UDPPort       int           // UDP port of overlay udp
+	MTU           int           // of pods, bytes; 0 = found
+	WireGuardPort int           // UDP port of overlay wireguard
+	KeyAge        time.Duration // after which a WireGuard key is replaced; 0 = never
+	ServiceMode   string        // one of ServiceModes
 	// MasqueradeAll, ExternalIPs (CIDRs, comma-separated) and NodePortAddresses (the same, or "primary"; empty = all)
 	// are explained at service.Config.
 	MasqueradeAll     bool
@@ -66,7 +71,7 @@ func DefaultConfig() Config {
 	}
 	return Config{
 		Node: strings.ToLower(host), RunDir: run, StateDir: "/var/lib/braid", CNIConfDir: "/etc/cni/net.d",
-		Overlay: "vxlan", VNI: 1, Port: 8472, UDPPort: udp.Port, ServiceMode: "auto", HTTP: "127.0.0.1:10249",
+		Overlay: "vxlan", VNI: 1, Port: 8472, UDPPort: udp.Port, WireGuardPort: wireguard.Port, ServiceMode: "auto", HTTP: "127.0.0.1:10249",
 		Conntrack: defaultConntrack, Version: "devel", Log: slog.Default(),
 	}
 }
@@ -88,8 +93,14 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("vxlan-port: %d is out of range: use 1 to 65535", c.Port)
 	case c.UDPPort < 1 || c.UDPPort > 65535:
 		return fmt.Errorf("udp-port: %d is out of range: use 1 to 65535", c.UDPPort)
-	case c.Direct && c.Overlay != "vxlan":
-		return fmt.Errorf("direct-routing: it belongs to overlay vxlan, not to %s: leave it out", c.Overlay)
+	case c.MTU != 0 && (c.MTU < 576 || c.MTU > 65535):
+		return fmt.Errorf("mtu: %d is out of range: use 576 to 65535 bytes (1280 at least for IPv6), or 0 for the one that is found", c.MTU)
+	case c.WireGuardPort < 1 || c.WireGuardPort > 65535:
+		return fmt.Errorf("wireguard-port: %d is out of range: use 1 to 65535", c.WireGuardPort)
+	case c.KeyAge != 0 && c.KeyAge < 10*time.Second:
+		return fmt.Errorf("wireguard-key-age: %s is too short for other nodes to learn of a new key: use days, such as 720h, or 0 for never", c.KeyAge)
+	case c.Direct && c.Overlay != "vxlan" && c.Overlay != "ipip":
+		return fmt.Errorf("direct-routing: it belongs to overlays vxlan and ipip, not to %s: leave it out", c.Overlay)
 	case c.GBP && c.Overlay != "vxlan":
 		return fmt.Errorf("vxlan-gbp: it belongs to overlay vxlan, not to %s: leave it out", c.Overlay)
 	case !filepath.IsAbs(c.RunDir) || !filepath.IsAbs(c.StateDir):

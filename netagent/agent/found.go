@@ -22,11 +22,16 @@ func (a *Agent) found() (out []status.Finding) {
 		add("overlay", a.overlay.backend, "setting overlay")
 		if last := a.overlay.last.Load(); last != nil {
 			add("node addresses", strings.Join(last.Addrs, ", "), "InternalIPs of the Node, and the devices that have them")
-			add("pod MTU", fmt.Sprint(last.MTU), last.MTUWhy)
+			if a.cfg.MTU == 0 {
+				add("pod MTU", fmt.Sprint(last.MTU), last.MTUWhy)
+			}
 		}
 		if path := a.overlay.shown.Load(); path != nil {
 			add("data path", path.Features().String(), "what the kernel has of all that overlay udp can use")
 		}
+	}
+	if a.cfg.MTU > 0 {
+		add("pod MTU", fmt.Sprint(a.cfg.MTU), "setting mtu")
 	}
 	if s := a.services; s != nil {
 		why := "setting service-mode"

@@ -23,10 +23,15 @@ import (
 
 // overlayConfig says which overlay a node runs.
 type overlayConfig struct {
-	Backend string // "vxlan", "host-gw" or "udp"
+	Backend string // one of overlay.Backends
 	Node    string // this node's name
+	Direct  bool   // reach peers on the link by plain routes
 	VXLAN   peer.VXLAN
 	UDP     peer.UDP
+
+	WireGuard     peer.WireGuard
+	UserWireGuard bool // serve WireGuard in this process even where the kernel could
+	Keys          *keyring
 }
 
 // overlayResult is what one Sync found and did.
@@ -51,6 +56,7 @@ type podNetwork struct {
 
 	user  userPath                 // of backend udp
 	shown atomic.Pointer[tun.Path] // the same, for whoever counts
+	wg    wireguardPath            // of backend wireguard
 
 	mu   sync.Mutex
 	view view // what the newest Sync wants and saw, for Watch to compare events with
@@ -68,12 +74,13 @@ func newOverlay(cfg overlayConfig, store *model.Store, log *slog.Logger) (*podNe
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("overlay: %w", err), ns.Close())
 	}
-	return &podNetwork{cfg: cfg, store: store, log: log, h: h, ns: ns}, nil
+	return &podNetwork{cfg: cfg, store: store, log: log, h: h, ns: ns, wg: wireguardPath{keys: cfg.Keys}}, nil
 }
 
-// Close gives the sockets up, and ends the data path of backend udp. The kernel stays as it is.
+// Close gives the sockets up, and ends data paths in this process. The kernel stays as it is.
 func (o *podNetwork) Close() error {
 	o.user.close()
+	o.wg.close()
 	o.h.Close()
 	return o.ns.Close()
 }
@@ -101,15 +108,19 @@ func (o *podNetwork) Sync(ctx context.Context) (overlayResult, error) {
 	for _, u := range in.Underlays {
 		res.Addrs = append(res.Addrs, fmt.Sprintf("%s on %s", u.Addr, u.Dev))
 	}
+	o.wg.served(&net)
 	o.remember(newView(in, net, table))
 	for _, n := range notes {
 		if n.Blocks {
 			return res, fmt.Errorf("overlay: nothing was changed: %s", n)
 		}
 	}
-	w := &writer{h: o.h, table: table, failed: map[string]bool{}}
+	w := &writer{h: o.h, ns: o.ns, table: table, failed: map[string]bool{}}
 	w.forwarding(in.Self.PodCIDRs)
 	if err := o.relay(w, net.Relay); err != nil {
+		return res, fmt.Errorf("overlay: %w", err)
+	}
+	if err := o.encrypt(w, &net, in.Self); err != nil {
 		return res, fmt.Errorf("overlay: %w", err)
 	}
 	if err := w.links(net.Links); err != nil {
@@ -143,7 +154,7 @@ func (o *podNetwork) Cleanup() ([]string, error) {
 // input gathers what the plan depends on: the nodes of the store, and of the machine the devices
 // that hold this node's InternalIPs.
 func (o *podNetwork) input(t *link.Table) (overlay.Input, error) {
-	in := overlay.Input{Backend: o.cfg.Backend, Name: o.cfg.Node, VXLAN: o.cfg.VXLAN, UDP: o.cfg.UDP}
+	in := overlay.Input{Backend: o.cfg.Backend, Name: o.cfg.Node, Direct: o.cfg.Direct, VXLAN: o.cfg.VXLAN, UDP: o.cfg.UDP, WireGuard: o.cfg.WireGuard}
 	for _, obj := range o.store.List(model.KindNode) {
 		if n, ok := obj.(*model.Node); !ok {
 			continue

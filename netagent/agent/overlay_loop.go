@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"sync/atomic"
 
 	"github.com/braidnet/braid/internal/kernel/link"
@@ -16,22 +17,31 @@ type overlayLoop struct {
 	*podNetwork
 	backend string
 	mtu     atomic.Int64 // of pods, as of the newest Sync; 0 = not known
+	setMTU  int          // setting mtu; 0 = the one that is found
 	onMTU   func()       // called when mtu changed
+	onKeys  func()       // called when this node's public keys may have changed
 
 	last atomic.Pointer[overlayResult] // of the newest Sync that knew the MTU; nil before
 }
 
 func newOverlayLoop(c Config, store *model.Store) (*overlayLoop, error) {
-	n, err := newOverlay(overlayConfig{Backend: c.Overlay, Node: c.Node,
-		VXLAN: peer.VXLAN{VNI: uint32(c.VNI), Port: uint16(c.Port), GBP: c.GBP, Direct: c.Direct}, UDP: peer.UDP{Port: uint16(c.UDPPort)}}, store, c.Log)
+	keys := &keyring{path: filepath.Join(c.StateDir, "wireguard.key"), maxAge: c.KeyAge, settle: keySettle}
+	if c.KeyAge > 0 {
+		keys.settle = min(keySettle, c.KeyAge)
+	}
+	n, err := newOverlay(overlayConfig{Keys: keys, WireGuard: peer.WireGuard{Port: uint16(c.WireGuardPort)}, Backend: c.Overlay, Node: c.Node, Direct: c.Direct,
+		VXLAN: peer.VXLAN{VNI: uint32(c.VNI), Port: uint16(c.Port), GBP: c.GBP}, UDP: peer.UDP{Port: uint16(c.UDPPort)}}, store, c.Log)
 	if err != nil {
 		return nil, err
 	}
-	return &overlayLoop{podNetwork: n, backend: c.Overlay, onMTU: func() {}}, nil
+	return &overlayLoop{podNetwork: n, backend: c.Overlay, setMTU: c.MTU, onMTU: func() {}, onKeys: func() {}}, nil
 }
 
 func (o *overlayLoop) step(ctx context.Context) (reconcile.Outcome, error) {
 	res, err := o.Sync(ctx)
+	if o.cfg.Backend == "wireguard" && len(res.Changes) > 0 {
+		o.onKeys()
+	}
 	if res.MTU > 0 {
 		o.last.Store(&res)
 	}
@@ -39,8 +49,14 @@ func (o *overlayLoop) step(ctx context.Context) (reconcile.Outcome, error) {
 		o.onMTU()
 	}
 	out := reconcile.Outcome{Summary: fmt.Sprintf("%s: %d peers, pod MTU %d", o.backend, res.Peers, res.MTU), Changes: res.Changes}
-	if o.cfg.VXLAN.Direct {
+	if o.cfg.Direct {
 		out.Summary += fmt.Sprintf(", %d pod CIDRs without a tunnel", res.Direct)
+	}
+	if o.setMTU > res.MTU && res.MTU > 0 {
+		out.Notes = append(out.Notes, fmt.Sprintf("setting mtu: pods get %d, and what is larger than %d does not reach other nodes (%s)", o.setMTU, res.MTU, res.MTUWhy))
+	}
+	if o.wg.dev != nil {
+		out.Summary += ", WireGuard served by " + o.wg.by()
 	}
 	for _, n := range res.Notes {
 		out.Notes = append(out.Notes, n.String())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -14,8 +15,10 @@ import (
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
 	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/overlay"
 	"github.com/braidnet/braid/netagent/overlay/peer"
 	"github.com/braidnet/braid/netagent/overlay/udp"
+	"github.com/braidnet/braid/netagent/overlay/wireguard"
 )
 
 // testNode is one machine of a testNet with one pod on it.
@@ -25,6 +28,7 @@ type testNode struct {
 	node    *model.Node
 	podIPs  []string // IPv4, IPv6
 	net     *podNetwork
+	keys    *keyring
 }
 
 // testNet is a cluster of three machines on one switch, each side of it in a namespace of its own.
@@ -42,7 +46,12 @@ func newTestNet(t *testing.T, backend string) *testNet {
 	n.underlay.Exec(t, "ip", "link", "add", "sw", "type", "bridge", "mcast_snooping", "0")
 	n.underlay.Exec(t, "ip", "link", "set", "sw", "up")
 	for i := 1; i <= 3; i++ {
-		n.nodes = append(n.nodes, n.addNode(t, i))
+		node := n.addNode(t, i)
+		node.keys = &keyring{path: filepath.Join(t.TempDir(), "wireguard.key")}
+		if backend == "wireguard" {
+			node.publish(t)
+		}
+		n.nodes = append(n.nodes, node)
 	}
 	for _, node := range n.nodes {
 		n.store.Apply([]model.Update{model.Set(node.node)})
@@ -92,7 +101,8 @@ func (n *testNode) start(t *testing.T, store *model.Store, backend string) {
 	}
 	backend, direct := strings.CutSuffix(backend, " direct")
 	n.ns.Run(t, func() (err error) {
-		n.net, err = newOverlay(overlayConfig{Backend: backend, Node: n.name, VXLAN: peer.VXLAN{VNI: 1, Port: 8472, Direct: direct}, UDP: peer.UDP{Port: udp.Port}}, store, slog.New(slog.DiscardHandler))
+		n.net, err = newOverlay(overlayConfig{Backend: backend, Node: n.name, Direct: direct, VXLAN: peer.VXLAN{VNI: 1, Port: 8472}, UDP: peer.UDP{Port: udp.Port},
+			WireGuard: peer.WireGuard{Port: wireguard.Port}, Keys: n.keys}, store, slog.New(slog.DiscardHandler))
 		return err
 	})
 	net := n.net
@@ -101,6 +111,35 @@ func (n *testNode) start(t *testing.T, store *model.Store, backend string) {
 			_ = net.Close()
 		}
 	})
+}
+
+// publish writes the node's public keys where other nodes see them, as its agent would.
+func (n *testNode) publish(t *testing.T) {
+	t.Helper()
+	if len(n.keys.public()) == 0 {
+		if _, _, err := n.keys.current(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var words []string
+	for _, k := range n.keys.public() {
+		words = append(words, k.String())
+	}
+	changed := *n.node
+	changed.Annotations = map[string]string{overlay.KeyAnnotation: strings.Join(words, " ")}
+	n.node = &changed
+}
+
+// needKernel skips a test of a backend whose devices this machine's kernel does not have; make test-guest
+// runs it on one that has.
+func needKernel(t *testing.T, backend string) {
+	t.Helper()
+	if backend != "ipip" {
+		return
+	}
+	if out, err := nstest.New(t).Output("ip", "link", "add", "probe", "type", "ipip", "local", "192.0.2.1"); err != nil {
+		t.Skipf("skipped: this kernel has no IP in IP, `make test-guest` runs it on one that has: %v %s", err, out)
+	}
 }
 
 // sync runs Sync on a thread in the node's namespace.
@@ -156,8 +195,9 @@ func (n *testNet) mesh(t *testing.T, mtu int) {
 }
 
 func TestOverlayConnectsPods(t *testing.T) {
-	for backend, mtu := range map[string]int{"vxlan": 1430, "vxlan direct": 1430, "host-gw": 1500, "udp": 1452} {
+	for backend, mtu := range map[string]int{"vxlan": 1430, "vxlan direct": 1430, "host-gw": 1500, "udp": 1452, "ipip": 1480, "wireguard": 1440} {
 		t.Run(backend, func(t *testing.T) {
+			needKernel(t, backend)
 			n := newTestNet(t, backend)
 			for _, node := range n.nodes {
 				node.ns.Sysctl(t, sysctl.Forwarding(true), "0")
@@ -265,8 +305,25 @@ func TestOverlayRepairs(t *testing.T) {
 		{"foreign address added", []string{"ip addr add 10.244.2.9/32 dev braid.udp"}},
 		{"stray device", []string{"ip tuntap add braid.old mode tun"}},
 	}
-	for backend, own := range map[string][]damage{"udp": user, "vxlan": vxlan, "host-gw": hostgw, "vxlan direct": hostgw} {
+	inIP := []damage{
+		{"device deleted", []string{"ip link del braid.ipip"}},
+		{"IPv6 device deleted", []string{"ip link del braid.sit"}},
+		{"both devices down", []string{"ip link set braid.ipip down", "ip link set braid.sit down"}},
+		{"MTU changed", []string{"ip link set braid.ipip mtu 1300"}},
+		{"device made with another end", []string{"ip link del braid.ipip", "ip link add braid.ipip type ipip local 192.168.77.1 remote 192.168.77.9"}},
+		{"own address deleted", []string{"ip addr flush dev braid.ipip scope global"}},
+		{"stray device", []string{"ip link add braid.old type ipip local 192.168.77.1 remote 192.168.77.8"}},
+	}
+	crypt := []damage{
+		{"device deleted", []string{"ip link del braid.wg"}},
+		{"device down", []string{"ip link set braid.wg down"}},
+		{"MTU changed", []string{"ip link set braid.wg mtu 1300"}},
+		{"own addresses deleted", []string{"ip addr flush dev braid.wg scope global"}},
+		{"foreign address added", []string{"ip addr add 10.244.2.9/32 dev braid.wg"}},
+	}
+	for backend, own := range map[string][]damage{"wireguard": crypt, "ipip": inIP, "udp": user, "vxlan": vxlan, "host-gw": hostgw, "vxlan direct": hostgw} {
 		t.Run(backend, func(t *testing.T) {
+			needKernel(t, backend)
 			n := newTestNet(t, backend)
 			n.syncAll(t)
 			n.mesh(t, 1400)

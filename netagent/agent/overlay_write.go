@@ -12,6 +12,7 @@ import (
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/kernel/neigh"
+	"github.com/braidnet/braid/internal/kernel/netns"
 	"github.com/braidnet/braid/internal/kernel/route"
 	"github.com/braidnet/braid/internal/kernel/sysctl"
 )
@@ -19,6 +20,7 @@ import (
 // writer brings the kernel to a planned network and keeps account of it.
 type writer struct {
 	h       *netlink.Handle
+	ns      *netns.NS // of h and of the calling thread
 	table   *link.Table
 	failed  map[string]bool // devices that could not be made: what belongs on them is not tried
 	changes []string
@@ -42,6 +44,9 @@ func (w *writer) forwarding(cidrs []netip.Prefix) {
 func (w *writer) links(want []desired.Link) (err error) {
 	before := len(w.changes)
 	for _, l := range want {
+		if w.failed[l.Name] {
+			continue
+		}
 		done, err := link.Ensure(w.h, w.table, l)
 		w.changes = append(w.changes, done...)
 		if err != nil {

@@ -143,6 +143,7 @@ func (d *daemon) run(ctx context.Context) (err error) {
 		wg.Go(func() { p.run(ctx) })
 	}
 	wg.Go(func() { d.followDNS(ctx) })
+	wg.Go(func() { d.followAnnotations(ctx) })
 	ended := make(chan error, 1)
 	wg.Go(func() { ended <- d.ctl.Run(ctx) })
 	wg.Go(func() { d.follow(ctx) })

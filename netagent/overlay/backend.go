@@ -1,6 +1,6 @@
 // Package overlay plans how pods of this node reach pods of other nodes. It is pure: nodes of the
 // cluster and facts about the machine in, devices, routes, neighbour and forwarding entries out.
-// Each backend (vxlan, hostgw, udp) is one function over input that was checked here.
+// Each backend (vxlan, hostgw, udp, ipip, wireguard) is one function over input that was checked here.
 //
 // Node objects are written by their nodes, so what a peer says of itself is not trusted: a pod CIDR
 // that overlaps another node's or holds a node's address is refused, never half applied, and each
@@ -11,6 +11,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -18,9 +19,11 @@ import (
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/overlay/hostgw"
+	"github.com/braidnet/braid/netagent/overlay/ipip"
 	"github.com/braidnet/braid/netagent/overlay/peer"
 	"github.com/braidnet/braid/netagent/overlay/udp"
 	"github.com/braidnet/braid/netagent/overlay/vxlan"
+	"github.com/braidnet/braid/netagent/overlay/wireguard"
 )
 
 // MACAnnotation on a Node replaces the derived address of its VXLAN devices.
@@ -34,13 +37,15 @@ type (
 
 // Input is everything a plan depends on.
 type Input struct {
-	Backend   string        // "vxlan", "host-gw" or "udp"
+	Backend   string        // one of Backends
 	Name      string        // this node's name
 	Self      *model.Node   // nil when the cluster does not know the node
 	Peers     []*model.Node // the other nodes, in any order
 	Underlays []Underlay    // at most one per family
+	Direct    bool          // reach peers on the link by plain routes: vxlan, ipip
 	VXLAN     peer.VXLAN    // of backend vxlan
 	UDP       peer.UDP      // of backend udp
+	WireGuard peer.WireGuard
 }
 
 type backend struct {
@@ -52,7 +57,13 @@ var backends = map[string]backend{
 	"vxlan":   {vxlan.Plan, vxlan.MTU},
 	"host-gw": {hostgw.Plan, hostgw.MTU},
 	"udp":     {udp.Plan, udp.MTU},
+	"ipip":    {ipip.Plan, ipip.MTU},
+
+	"wireguard": {wireguard.Plan, wireguard.MTU},
 }
+
+// Backends lists the names that Input.Backend may have.
+func Backends() []string { return slices.Sorted(maps.Keys(backends)) }
 
 // Plan returns what the kernel of this node should hold, sorted, and notes, sorted, on everything
 // that cannot be reached and why. Every pod CIDR of a peer has either exactly one route or a note
@@ -112,29 +123,33 @@ func prepare(in Input) (b backend, self peer.Self, peers []peer.Peer, notes []No
 	}
 	switch {
 	case !known:
-		block("unknown overlay backend %q: use vxlan, host-gw or udp", in.Backend)
+		block("unknown overlay backend %q: use one of %s", in.Backend, strings.Join(Backends(), ", "))
 	case in.Self == nil:
 		block("the cluster has no Node of this name: is it what `kubectl get nodes` prints?")
 	case len(in.Self.InternalIPs) == 0:
 		block("it has no InternalIP in status.addresses: the kubelet sets it (--node-ip)")
 	case len(in.Underlays) == 0:
 		block("no device of this machine, loopback aside, holds its InternalIP %v: is the device up, and --node-ip right?", in.Self.InternalIPs)
+	case in.Backend == "ipip" && !slices.ContainsFunc(in.Underlays, func(u Underlay) bool { return u.Addr.Is4() }):
+		block("ipip goes over IPv4, and no device of this machine has an InternalIP of that family: use vxlan")
 	}
 	if len(notes) > 0 {
 		return b, self, nil, notes
 	}
 	c := newCheck(in)
 	self = peer.Self{Name: in.Name, Origin: in.Self.Origin.String(), MAC: c.macs[in.Self], CIDRs: c.good[in.Self],
-		Underlays: slices.Clone(in.Underlays), VXLAN: in.VXLAN, UDP: in.UDP}
+		Underlays: slices.Clone(in.Underlays), Direct: in.Direct, VXLAN: in.VXLAN, UDP: in.UDP, WireGuard: in.WireGuard}
 	slices.SortFunc(self.Underlays, func(a, b Underlay) int { return a.Addr.Compare(b.Addr) })
 	c.self(self)
 	for _, n := range c.nodes {
 		if n == in.Self {
 			continue
 		}
-		p := peer.Peer{Name: n.Name, Origin: n.Origin.String(), MAC: c.macs[n]}
+		p := peer.Peer{Name: n.Name, Origin: n.Origin.String(), MAC: c.macs[n], Keys: c.keys[n]}
 		for _, cidr := range c.good[n] {
-			if via, ok := c.transport(n, cidr.Addr().Is4()); !ok {
+			if via, ok := c.transport(n, cidr.Addr().Is4()); !ok && in.Backend == "ipip" {
+				c.note(n, "no route to pod CIDR %s: ipip goes over IPv4, and it has no InternalIP of that family (%v): use vxlan", cidr, n.InternalIPs)
+			} else if !ok {
 				c.note(n, "no route to pod CIDR %s: it shares no family of InternalIP with this node (%v and %v)", cidr, n.InternalIPs, in.Self.InternalIPs)
 			} else if reason := c.unusable(via); reason != "" {
 				c.note(n, "no route to pod CIDR %s: its InternalIP %s %s", cidr, via, reason)
@@ -150,10 +165,14 @@ func prepare(in Input) (b backend, self peer.Self, peers []peer.Peer, notes []No
 }
 
 // transport returns the peer's InternalIP that carries pods of a family: over the same family when
-// both nodes have an InternalIP of it, else over the other one. It looks at the cluster's view of
+// both nodes have an InternalIP of it, else over the other one; ipip knows IPv4 only. It looks at the cluster's view of
 // both nodes only, so both ends choose alike.
 func (c *check) transport(n *model.Node, is4 bool) (netip.Addr, bool) {
-	for _, over := range []bool{is4, !is4} {
+	families := []bool{is4, !is4}
+	if c.in.Backend == "ipip" {
+		families = []bool{true}
+	}
+	for _, over := range families {
 		_, mine := c.in.Self.Address(over)
 		if via, theirs := n.Address(over); mine && theirs {
 			return via, true

@@ -39,7 +39,7 @@ func annotated(n *model.Node, mac string) *model.Node {
 // an InternalIP of that family. Backend "vxlan direct" is vxlan with direct routing.
 func input(backend string, self *model.Node, peers ...*model.Node) Input {
 	backend, direct := strings.CutSuffix(backend, " direct")
-	in := Input{Backend: backend, Name: "a", Self: self, Peers: peers, VXLAN: peer.VXLAN{VNI: 1, Port: 8472, Direct: direct}}
+	in := Input{Backend: backend, Name: "a", Self: self, Peers: peers, Direct: direct, VXLAN: peer.VXLAN{VNI: 1, Port: 8472}}
 	if self == nil {
 		return in
 	}
@@ -106,6 +106,17 @@ func TestPlan(t *testing.T) {
 			nil, nil, []string{"node b: no route to pod CIDR 10.244.2.0/24: its InternalIP 192.168.7.2 is not on the link of eth0"}, 1500},
 		{"host-gw other family", "host-gw", node("a", dualCIDR, "192.168.0.1"), []*model.Node{node("b", "fd00:10:244:2::/64", "192.168.0.2")},
 			nil, nil, []string{"node b: no route to pod CIDR fd00:10:244:2::/64: host-gw cannot carry IPv6 over IPv4"}, 1500},
+		{"ipip dual-stack", "ipip", node("a", dualCIDR, dualIP), []*model.Node{node("b", "10.244.2.0/24,fd00:10:244:2::/64", "192.168.7.2,fd00:7::2")},
+			[]string{"10.244.2.0/24 192.168.7.2 braid.ipip", "fd00:10:244:2::/64 ::c0a8:702 braid.sit"}, nil, nil, 1480},
+		{"ipip carries IPv6 pods over IPv4", "ipip", node("a", dualCIDR, "192.168.0.1"), []*model.Node{node("b", "10.244.2.0/24,fd00:10:244:2::/64", "192.168.7.2")},
+			[]string{"10.244.2.0/24 192.168.7.2 braid.ipip", "fd00:10:244:2::/64 ::c0a8:702 braid.sit"}, nil, nil, 1480},
+		{"ipip goes over IPv4 only", "ipip", node("a", dualCIDR, dualIP), []*model.Node{node("b", "fd00:10:244:2::/64", "fd00:7::2")},
+			nil, nil, []string{"node b: no route to pod CIDR fd00:10:244:2::/64: ipip goes over IPv4, and it has no InternalIP"}, 1480},
+		{"ipip on a node without IPv4", "ipip", node("a", dualCIDR, "fd00::1"), []*model.Node{node("b", "10.244.2.0/24", "192.168.0.2")},
+			nil, nil, []string{"node a: ipip goes over IPv4"}, 0},
+		{"ipip direct", "ipip direct", node("a", "10.244.1.0/24", "192.168.0.1"), []*model.Node{node("b", "10.244.2.0/24", "192.168.0.2"), node("c", "10.244.3.0/24", "192.168.7.3")},
+			[]string{"10.244.2.0/24 192.168.0.2 eth0", "10.244.3.0/24 192.168.7.3 braid.ipip"}, nil, nil, 1480},
+		{"ipip alone keeps its MTU", "ipip", node("a", "10.244.1.0/24", "192.168.0.1"), nil, nil, nil, nil, 1480},
 		{"peer without CIDR", "vxlan", node("a", "10.244.1.0/24", "192.168.0.1"), []*model.Node{node("b", "", "192.168.0.2")},
 			nil, nil, []string{"node b: it has no spec.podCIDRs"}, 1450},
 		{"two nodes with one CIDR", "host-gw", node("a", "10.244.1.0/24", "192.168.0.1"),
@@ -230,7 +241,7 @@ func TestPlanProperties(t *testing.T) {
 		for p := range rng.IntN(12) {
 			peers = append(peers, randomNode(rng, fmt.Sprintf("p%d", p)))
 		}
-		in := input([]string{"vxlan", "host-gw", "vxlan direct"}[i%3], self, peers...)
+		in := input([]string{"vxlan", "host-gw", "vxlan direct", "ipip"}[i%4], self, peers...)
 		net, notes := Plan(in)
 		shuffled := in
 		shuffled.Peers = slices.Clone(peers)
@@ -295,7 +306,10 @@ func checkPlan(t *testing.T, in Input, net desired.Network, notes []Note) {
 		}
 	}
 	for _, r := range net.Routes {
-		if !r.OnLink {
+		if !slices.ContainsFunc(net.Links, func(l desired.Link) bool { return l.Name == r.Dev }) && r.Dev != "eth0" && r.Dev != "eth1" {
+			t.Fatalf("%s lacks its device: %+v", r, net)
+		}
+		if !r.OnLink || !strings.HasPrefix(r.Dev, "braid.vx") {
 			continue
 		}
 		i := slices.IndexFunc(net.Neighs, func(n desired.Neigh) bool { return n.Dev == r.Dev && n.IP == r.Via })

@@ -18,16 +18,21 @@ type check struct {
 	nodes []*model.Node                  // self and peers, by name
 	good  map[*model.Node][]netip.Prefix // pod CIDRs that may be used
 	macs  map[*model.Node]desired.MAC
+	keys  map[*model.Node][]desired.WGKey
 	notes []Note
 }
 
 func newCheck(in Input) *check {
 	c := &check{in: in, nodes: append([]*model.Node{in.Self}, in.Peers...),
-		good: map[*model.Node][]netip.Prefix{}, macs: map[*model.Node]desired.MAC{}}
+		good: map[*model.Node][]netip.Prefix{}, macs: map[*model.Node]desired.MAC{},
+		keys: map[*model.Node][]desired.WGKey{}}
 	slices.SortFunc(c.nodes, func(a, b *model.Node) int { return strings.Compare(a.Name, b.Name) })
 	c.cidrs()
 	if in.Backend == "vxlan" {
 		c.addresses()
+	}
+	if in.Backend == "wireguard" {
+		c.publicKeys()
 	}
 	return c
 }

@@ -32,6 +32,15 @@ func ReadDevice(l netlink.Link, name func(index int) string) (Device, bool) {
 		d.Kind = desired.KindVXLAN
 		d.VXLAN = desired.VXLAN{VNI: uint32(l.VxlanId), Port: uint16(l.Port), Underlay: name(l.VtepDevIndex),
 			Local: addr(l.SrcAddr), Remote: addr(l.Group), Learning: l.Learning, GBP: l.GBP}
+	case *netlink.Iptun:
+		d.Kind, d.IPIP = desired.KindIPIP, desired.IPIP{Underlay: name(a.ParentIndex), Local: addr(l.Local), Remote: addr(l.Remote)}
+		return d, true
+	case *netlink.Sittun:
+		d.Kind, d.IPIP = desired.KindSIT, desired.IPIP{Underlay: name(a.ParentIndex), Local: addr(l.Local), Remote: addr(l.Remote)}
+		return d, true
+	case *netlink.Wireguard:
+		d.Kind = desired.KindWireGuard
+		return d, true
 	case *netlink.Tuntap:
 		if l.Mode != netlink.TUNTAP_MODE_TUN {
 			return Device{}, false
@@ -46,29 +55,37 @@ func ReadDevice(l netlink.Link, name func(index int) string) (Device, bool) {
 
 // Ensure makes the kernel hold the wanted device, up. What can change on a living device is changed
 // (MTU, address, up); when the rest differs the device is made anew, which takes its addresses, routes
-// and entries with it. A TUN device has to be there: who serves it has made it. Ensure returns what it did,
+// and entries with it. A TUN or WireGuard device has to be there: who serves it has made it. Ensure returns what it did,
 // each with the reason: nothing when all was right. After changes the table is stale.
 func Ensure(h *netlink.Handle, t *Table, want desired.Link) ([]string, error) {
 	l := t.links[want.Name]
 	switch {
-	case l == nil && want.Kind == desired.KindTUN:
+	case l == nil && (want.Kind == desired.KindTUN || want.Kind == desired.KindWireGuard):
 		return nil, fmt.Errorf("%s: there is no such device", want)
 	case l == nil:
-		return createVXLAN(h, t, want)
+		return create(h, t, want)
 	}
 	have, ours := ReadDevice(l, t.Name)
 	if !ours || have.Kind != want.Kind {
 		return nil, fmt.Errorf("device %s is a %s, which Braid did not make: remove it (ip link delete %s) or rename it", want.Name, l.Type(), want.Name)
 	}
-	if have.VXLAN != want.VXLAN {
+	if have.VXLAN != want.VXLAN || have.IPIP != want.IPIP {
 		if err := DeleteLink(h, have); err != nil {
 			return nil, err
 		}
 		done := []string{fmt.Sprintf("deleted %s: other attributes are wanted", have)}
-		more, err := createVXLAN(h, t, want)
+		more, err := create(h, t, want)
 		return append(done, more...), err
 	}
 	return adjust(h, l, have, want)
+}
+
+// create makes a device that the kernel serves.
+func create(h *netlink.Handle, t *Table, want desired.Link) ([]string, error) {
+	if want.Kind == desired.KindVXLAN {
+		return createVXLAN(h, t, want)
+	}
+	return createIPIP(h, t, want)
 }
 
 func adjust(h *netlink.Handle, l netlink.Link, have Device, want desired.Link) (done []string, err error) {

@@ -14,7 +14,7 @@ import (
 func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.Note) {
 	for _, p := range peers {
 		for _, path := range p.Paths {
-			r, reason := Route(self, p, path)
+			r, reason := route(self, p, path)
 			if reason != "" {
 				notes = append(notes, peer.Note{Node: p.Name, Text: fmt.Sprintf("no route to pod CIDR %s: %s", path.CIDR, reason)})
 				continue
@@ -25,8 +25,26 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 	return net, notes
 }
 
-// Route returns the route of one path, which goes through the peer itself, or why there is none.
-func Route(self peer.Self, p peer.Peer, path peer.Path) (desired.Route, string) {
+// Split appends, where direct routing is asked for, the routes of the peer's paths that need no tunnel. It
+// returns the peer with the other paths.
+func Split(self peer.Self, p peer.Peer, routes []desired.Route) (peer.Peer, []desired.Route) {
+	if !self.Direct {
+		return p, routes
+	}
+	all := p.Paths
+	p.Paths = nil
+	for _, path := range all {
+		if r, not := route(self, p, path); not == "" {
+			routes = append(routes, r)
+		} else {
+			p.Paths = append(p.Paths, path)
+		}
+	}
+	return p, routes
+}
+
+// route returns the route of one path, or why there is none.
+func route(self peer.Self, p peer.Peer, path peer.Path) (desired.Route, string) {
 	is4 := path.CIDR.Addr().Is4()
 	if path.Via.Is4() != is4 {
 		return desired.Route{}, fmt.Sprintf("host-gw cannot carry %s over %s: give both nodes an InternalIP of that family, or use vxlan",

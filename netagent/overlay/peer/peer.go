@@ -30,16 +30,22 @@ type Self struct {
 	MAC       desired.MAC
 	CIDRs     []netip.Prefix // own pod CIDRs, at most one per family
 	Underlays []Underlay     // at most one per family
+	Direct    bool           // reach peers on the link by plain routes, where the backend is a tunnel
 	VXLAN     VXLAN
 	UDP       UDP
+	WireGuard WireGuard
 }
 
 // VXLAN holds the settings of the backend of that name.
 type VXLAN struct {
-	VNI    uint32 // network identifier, 1 … 2^24-1
-	Port   uint16 // UDP port
-	GBP    bool   // carry packets' marks between nodes; all nodes alike
-	Direct bool   // reach peers on the link by plain routes
+	VNI  uint32 // network identifier, 1 … 2^24-1
+	Port uint16 // UDP port
+	GBP  bool   // carry packets' marks between nodes; all nodes alike
+}
+
+// WireGuard holds the settings of the backend of that name.
+type WireGuard struct {
+	Port uint16 // UDP port of all nodes
 }
 
 // UDP holds the settings of the backend of that name.
@@ -69,6 +75,7 @@ type Peer struct {
 	Name   string
 	Origin string // the Node object, for people
 	MAC    desired.MAC
+	Keys   []desired.WGKey // the one in use first, then those that will be; wireguard only
 	Paths  []Path
 }
 

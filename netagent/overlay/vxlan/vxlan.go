@@ -102,7 +102,7 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 		}
 	}
 	for _, p := range peers {
-		p, net.Routes = direct(self, p, net.Routes)
+		p, net.Routes = hostgw.Split(self, p, net.Routes)
 		fdb := [2]bool{} // one forwarding entry per device, not per CIDR
 		for _, path := range p.Paths {
 			over := path.Via.Is4()
@@ -122,23 +122,6 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 		}
 	}
 	return net, notes
-}
-
-// direct appends the routes of the peer's paths that need no tunnel, and returns the peer with the other paths.
-func direct(self peer.Self, p peer.Peer, routes []desired.Route) (peer.Peer, []desired.Route) {
-	if !self.VXLAN.Direct {
-		return p, routes
-	}
-	all := p.Paths
-	p.Paths = nil
-	for _, path := range all {
-		if r, not := hostgw.Route(self, p, path); not == "" {
-			routes = append(routes, r)
-		} else {
-			p.Paths = append(p.Paths, path)
-		}
-	}
-	return p, routes
 }
 
 // device adds the device over u and this node's addresses on it: the network address of each own
