@@ -37,6 +37,11 @@ func loadConfig(file string, flags *pflag.FlagSet, check func() error) error {
 	if root.Kind != yaml.MappingNode {
 		return fmt.Errorf("%s:%d: expected `name: value` pairs such as `overlay: vxlan`", file, root.Line)
 	}
+	for i := 0; i+1 < len(root.Content); i += 2 {
+		if key, val := root.Content[i], root.Content[i+1]; key.Value == "kind" && val.Value == "KubeProxyConfiguration" {
+			return fmt.Errorf("%s:%d: this is a KubeProxyConfiguration: the settings of netagent have the names of flags (conntrack.tcpEstablishedTimeout is conntrack-tcp-timeout-established); docs/operations.md says which of kube-proxy's there are", file, key.Line)
+		}
+	}
 	var errs []error
 	seen := map[string]int{} // line of each setting that is taken from the file
 	for i := 0; i+1 < len(root.Content); i += 2 {
@@ -60,14 +65,16 @@ func loadConfig(file string, flags *pflag.FlagSet, check func() error) error {
 func setFlag(flags *pflag.FlagSet, seen map[string]int, key, val *yaml.Node) error {
 	f := flags.Lookup(key.Value)
 	switch {
+	case f == nil && adviceFor(key.Value) != "":
+		return fmt.Errorf("key %q: %s", key.Value, adviceFor(key.Value))
 	case f == nil || f.Name == "config" || f.Name == "help":
 		return fmt.Errorf("unknown key %q%s; accepted: %s", key.Value, didYouMean(flags, key.Value), strings.Join(names(flags), ", "))
-	case seen[key.Value] > 0:
-		return fmt.Errorf("key %q stands in line %d already", key.Value, seen[key.Value])
+	case seen[f.Name] > 0:
+		return fmt.Errorf("key %q stands in line %d already", f.Name, seen[f.Name])
 	case val.Kind != yaml.ScalarNode:
 		return fmt.Errorf("%s: expected one value, not a list or a mapping", key.Value)
 	}
-	seen[key.Value] = key.Line
+	seen[f.Name] = key.Line
 	if f.Changed {
 		return nil // given on the command line
 	}

@@ -23,6 +23,10 @@ func TestLoadConfig(t *testing.T) {
 		{"empty file", "# nothing\n", "", "", "", "vxlan"},
 		{"unknown key with line and suggestion", "node: n7\n\noverlai: host-gw\n", "", `c.yaml:3: unknown key "overlai" (did you mean "overlay"?); accepted: cluster-cidr, cni-conf-dir,`, "", ""},
 		{"wrong type", "vni: many\n", "", `c.yaml:1: vni: "many" is not a valid int`, "", ""},
+		{"a name of kube-proxy", "hostname-override: n7\nproxy-mode: iptables\n", "", "", "n7", "vxlan"},
+		{"the same by two names", "node: n7\nhostname-override: n8\n", "", `c.yaml:2: key "node" stands in line 1 already`, "", ""},
+		{"a setting that only kube-proxy has", "node: n7\niptables-min-sync-period: 1s\n", "", `c.yaml:2: key "iptables-min-sync-period": a setting of kube-proxy that does not exist here: changes are written as they come`, "", ""},
+		{"a file of kube-proxy", "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n", "", "c.yaml:2: this is a KubeProxyConfiguration", "", ""},
 		{"twice", "node: a\nnode: b\n", "", `c.yaml:2: key "node" stands in line 1 already`, "", ""},
 		{"list", "node: [a]\n", "", "c.yaml:1: node: expected one value", "", ""},
 		{"not a mapping", "- node\n", "", "c.yaml:1: expected `name: value` pairs", "", ""},
@@ -38,6 +42,7 @@ func TestLoadConfig(t *testing.T) {
 			cfg.Node = ""
 			flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
 			runFlags(flags, &cfg)
+			acceptKubeProxyNames(flags)
 			if err := flags.Parse(strings.Fields(tc.args)); err != nil {
 				t.Fatal(err)
 			}
@@ -71,5 +76,31 @@ func TestDistance(t *testing.T) {
 		if got := distance(tc.a, tc.b); got != tc.want {
 			t.Errorf("distance(%q, %q) = %d, want %d", tc.a, tc.b, got, tc.want)
 		}
+	}
+}
+
+// TestFlagsOfKubeProxy: each flag that users of kube-proxy set is taken by its name, or refused with what to do.
+func TestFlagsOfKubeProxy(t *testing.T) {
+	for _, flag := range []string{"kubeconfig", "proxy-mode", "cluster-cidr", "detect-local-mode", "pod-bridge-interface",
+		"pod-interface-name-prefix", "masquerade-all", "iptables-localhost-nodeports", "nodeport-addresses", "healthz-bind-address", "metrics-bind-address",
+		"hostname-override", "conntrack-max-per-core", "conntrack-min", "conntrack-tcp-timeout-established", "conntrack-tcp-timeout-close-wait",
+		"conntrack-tcp-be-liberal", "conntrack-udp-timeout", "conntrack-udp-timeout-stream"} {
+		if newRun().Flags().Lookup(flag) == nil {
+			t.Errorf("--%s is not accepted", flag)
+		}
+	}
+	for _, flag := range []string{"iptables-masquerade-bit", "iptables-sync-period", "iptables-min-sync-period", "ipvs-scheduler", "ipvs-strict-arp",
+		"ipvs-exclude-cidrs", "ipvs-sync-period", "bind-address", "cleanup", "init-only", "profiling", "oom-score-adj", "kube-api-qps", "kube-api-burst",
+		"feature-gates", "v", "config-sync-period"} {
+		root := newRoot()
+		root.SetArgs([]string{"run", "--" + flag + "=1"})
+		if err := root.Execute(); err == nil || !strings.Contains(err.Error(), "a setting of kube-proxy that does not exist here: ") {
+			t.Errorf("--%s: %v", flag, err)
+		}
+	}
+	root := newRoot()
+	root.SetArgs([]string{"run", "-v=4"})
+	if err := root.Execute(); err == nil || !strings.Contains(err.Error(), "use log-level") {
+		t.Errorf("-v=4: %v", err)
 	}
 }

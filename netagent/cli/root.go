@@ -83,7 +83,12 @@ func newRoot() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetVersionTemplate("netagent {{.Version}}\n")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return errUsage{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		if advice := adviceFor(unknownFlag(err)); advice != "" {
+			err = fmt.Errorf("%w: %s", err, advice)
+		}
+		return errUsage{err}
+	})
 	root.AddCommand(newRun(), newStatus(), newCleanup(), newPolicy(), newInstallCNI(), newUninstallCNI(), lab.Command())
 	return root
 }

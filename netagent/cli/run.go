@@ -79,6 +79,7 @@ and keeps them right. SIGTERM (and a crash) leave the kernel as it is; 'netagent
 	f := c.Flags()
 	f.SortFlags = false
 	runFlags(f, &cfg)
+	acceptKubeProxyNames(f)
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "text", "text or json")
 	f.StringVar(&file, "config", "", "YAML file with the same names as these flags; flags win")
