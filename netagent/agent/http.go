@@ -84,6 +84,7 @@ func (a *Agent) healthHandler() http.Handler {
 	m.HandleFunc("GET /livez", func(w http.ResponseWriter, r *http.Request) { a.answerLivez(w, r) })
 	m.HandleFunc("GET /proxyMode", a.answerProxyMode)
 	m.HandleFunc("GET /configz", a.answerConfig)
+	m.Handle("GET /metrics/slis", promhttp.HandlerFor(a.sliRegistry(), promhttp.HandlerOpts{}))
 	m.Handle("GET /metrics", promhttp.HandlerFor(a.registry(), promhttp.HandlerOpts{}))
 	return m
 }

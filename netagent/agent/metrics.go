@@ -73,3 +73,37 @@ func (a *Agent) registry() *prometheus.Registry {
 	r.MustRegister(collector{a}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }
+
+// sliCollector tells of each subsystem whether it is well, in the form that Kubernetes components have for service level
+// indicators (KEP-3466): a gauge of the moment. Their counter of past checks has no meaning here, where nothing is
+// checked between two scrapes.
+type sliCollector struct{ a *Agent }
+
+var descCheck = prometheus.NewDesc("kubernetes_healthcheck", "This metric records the result of a single healthcheck.", []string{"name", "type"}, nil)
+
+// Describe implements prometheus.Collector.
+func (c sliCollector) Describe(ch chan<- *prometheus.Desc) { ch <- descCheck }
+
+// Collect implements prometheus.Collector.
+func (c sliCollector) Collect(ch chan<- prometheus.Metric) {
+	check := func(name, kind string, well bool) {
+		v := 0.0
+		if well {
+			v = 1
+		}
+		ch <- prometheus.MustNewConstMetric(descCheck, prometheus.GaugeValue, v, name, kind)
+	}
+	now := time.Now()
+	for _, l := range c.a.loops {
+		s := l.Status()
+		_, stuck := l.Stuck(now)
+		check(s.Name, "healthz", !stuck)
+		check(s.Name, "readyz", s.Problem(now) == "")
+	}
+}
+
+func (a *Agent) sliRegistry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(sliCollector{a})
+	return r
+}

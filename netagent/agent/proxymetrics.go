@@ -24,6 +24,9 @@ type proxyMetrics struct {
 	last, queued                *prometheus.GaugeVec
 	noLocalTotal                *prometheus.GaugeVec
 	failures                    map[string]*prometheus.CounterVec // by service mode
+	partialFailures             *prometheus.CounterVec            // of mode iptables
+	cleanupFailures             *prometheus.CounterVec            // of mode nftables
+	rules, rulesLast            *prometheus.GaugeVec              // of mode iptables
 	cleanTook                   *prometheus.HistogramVec
 	cleaned                     *prometheus.CounterVec
 	healthz, livez              codeCount
@@ -64,10 +67,14 @@ func newProxyMetrics(l *ledger) *proxyMetrics {
 			"nftables": counter("sync_proxy_rules_nftables_sync_failures_total", "Cumulative proxy nftables sync failures", family),
 			"iptables": counter("sync_proxy_rules_iptables_restore_failures_total", "Cumulative proxy iptables restore failures", family),
 		},
-		cleanTook: histogram("conntrack_reconciler_sync_duration_seconds", "ReconcileConntrackFlowsLatency latency in seconds", steps),
-		cleaned:   counter("conntrack_reconciler_deleted_entries_total", "Cumulative conntrack flows deleted by conntrack reconciler", family),
-		healthz:   codeCount{counter("proxy_healthz_total", "Cumulative proxy healthz HTTP status", "code")},
-		livez:     codeCount{counter("proxy_livez_total", "Cumulative proxy livez HTTP status", "code")},
+		partialFailures: counter("sync_proxy_rules_iptables_partial_restore_failures_total", "Cumulative proxy iptables partial restore failures", family),
+		cleanupFailures: counter("sync_proxy_rules_nftables_cleanup_failures_total", "Cumulative proxy nftables cleanup failures", family),
+		rules:           gauge("sync_proxy_rules_iptables_total", "Total number of iptables rules owned by the agent", "table", family),
+		rulesLast:       gauge("sync_proxy_rules_iptables_last", "Number of iptables rules written by the agent in last sync", "table", family),
+		cleanTook:       histogram("conntrack_reconciler_sync_duration_seconds", "ReconcileConntrackFlowsLatency latency in seconds", steps),
+		cleaned:         counter("conntrack_reconciler_deleted_entries_total", "Cumulative conntrack flows deleted by conntrack reconciler", family),
+		healthz:         codeCount{counter("proxy_healthz_total", "Cumulative proxy healthz HTTP status", "code")},
+		livez:           codeCount{counter("proxy_livez_total", "Cumulative proxy livez HTTP status", "code")},
 	}
 	if haveIPv6() {
 		m.families = append(m.families, string(service.IPv6))
@@ -107,6 +114,31 @@ func (m *proxyMetrics) register(r *prometheus.Registry, mode string) {
 	if f := m.failures[mode]; f != nil {
 		r.MustRegister(f)
 	}
+	switch mode {
+	case "iptables":
+		r.MustRegister(m.partialFailures, m.rules, m.rulesLast)
+		m.begin(m.partialFailures)
+	case "nftables": // what is not needed any more goes in the transaction that adds what is
+		r.MustRegister(m.cleanupFailures)
+		m.begin(m.cleanupFailures)
+	}
+}
+
+// begin makes a counter show its zero.
+func (m *proxyMetrics) begin(c *prometheus.CounterVec) {
+	for _, f := range m.families {
+		c.WithLabelValues(f)
+	}
+}
+
+// wroteRules notes how many rules mode iptables has in the kernel.
+func (m *proxyMetrics) wroteRules(p *iptablesPlane) {
+	for _, f := range p.families {
+		for table, n := range f.renderer.Rules() {
+			m.rules.WithLabelValues(table, f.name).Set(float64(n.Total))
+			m.rulesLast.WithLabelValues(table, f.name).Set(float64(n.Last))
+		}
+	}
 }
 
 // asked notes that a sync is due.
@@ -127,6 +159,9 @@ func (m *proxyMetrics) synced(mode string, full bool, begin, end time.Time, err 
 		kind.WithLabelValues(f).Observe(end.Sub(begin).Seconds())
 		if c := m.failures[mode]; err != nil && c != nil {
 			c.WithLabelValues(f).Inc()
+		}
+		if err != nil && !full && mode == "iptables" {
+			m.partialFailures.WithLabelValues(f).Inc()
 		}
 	}
 }

@@ -113,6 +113,9 @@ func (s *services) write(full bool, b batch, do func() error) error {
 	begin := time.Now()
 	err := s.except(do())
 	s.metrics.synced(s.dataplane.Name(), full, begin, time.Now(), err)
+	if p, ok := s.dataplane.(*iptablesPlane); ok {
+		s.metrics.wroteRules(p)
+	}
 	if err != nil {
 		s.ledger.putBack(b)
 		s.whole = time.Time{}

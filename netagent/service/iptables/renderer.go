@@ -27,6 +27,8 @@ type Renderer struct {
 	want      map[chainID][]string
 	have      map[chainID][]string
 	dirty     map[chainID]struct{}
+	total     map[string]int      // rules of ours in the kernel, by table
+	last      map[string]int      // rules that the last Commit was about
 	fix       map[string][]string // table -> commands that repair the jumps from foreign chains
 }
 
@@ -44,7 +46,7 @@ func slotOf(k service.Key) slot {
 // tracking is liberal with TCP (net.netfilter.nf_conntrack_tcp_be_liberal), packets that it cannot place
 // are left alone.
 func New(ipv6, liberal bool) *Renderer {
-	r := &Renderer{family: newFamily(ipv6), liberal: liberal, have: map[chainID][]string{}}
+	r := &Renderer{family: newFamily(ipv6), liberal: liberal, have: map[chainID][]string{}, total: map[string]int{}, last: map[string]int{}}
 	r.reset()
 	return r
 }
@@ -254,6 +256,7 @@ func (r *Renderer) adopt(kernel Saved) {
 		}
 		r.fix[t] = fixJumps(t, kernel[t], r.jumps())
 	}
+	r.recount()
 }
 
 // jumps lists the jumps that are wanted.
@@ -350,6 +353,7 @@ func (r *Renderer) changed(table string) (out []chainID) {
 
 // Commit notes that the kernel took what Pending returned.
 func (r *Renderer) Commit() {
+	r.countDirty()
 	for id := range r.dirty {
 		if want, ok := r.want[id]; ok {
 			r.have[id] = want
