@@ -3,7 +3,7 @@
 // is measured beside it has the processors. Objects are encoded once, when they are put.
 //
 // It knows streamed lists (KEP-3157) and a field selector on metadata.name. Label selectors are passed
-// over: put only objects that every client may see. Kinds that it has nothing of are empty lists.
+// over, and so are others on fields: put only objects that every client may see. Kinds that it has nothing of are empty lists.
 // test/oracle/fakeapi is the one that knows all of what the API's rules are.
 package bulkapi
 
@@ -141,6 +141,8 @@ func resourceOf(o Object) string {
 		return "namespaces"
 	case *corev1.Node:
 		return "nodes"
+	case *corev1.Pod:
+		return "pods"
 	case *corev1.Service:
 		return "services"
 	case *discoveryv1.EndpointSlice:

@@ -69,8 +69,8 @@ func selected(q url.Values) (func(name string) bool, error) {
 		return nil, err
 	}
 	return func(name string) bool {
-		// Clients of pods choose by the node's name, and there are no pods.
-		return sel.Empty() || sel.Matches(fields.Set{"metadata.name": name})
+		want, chosen := sel.RequiresExactMatch("metadata.name")
+		return !chosen || name == want
 	}, nil
 }
 

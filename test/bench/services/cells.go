@@ -39,7 +39,7 @@ func newRun(s subject, at shape, l limits) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &run{world: w, subject: s, limits: l, probe: &probe{client: w.client, every: 500 * time.Microsecond, port: servicePort}, random: rand.New(rand.NewPCG(1, 2))}
+	r := &run{world: w, subject: s, limits: l, probe: &probe{client: w.client, every: 500 * time.Microsecond, port: servicePort, spread: at.endpoints}, random: rand.New(rand.NewPCG(1, 2))}
 	if r.cluster, err = fill(w.api, at); err == nil {
 		r.dir, err = os.MkdirTemp("", "bench-services-")
 	}

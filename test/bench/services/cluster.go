@@ -18,12 +18,16 @@ import (
 type shape struct {
 	services, endpoints int // endpoints of each service
 	affinity            bool
+	pods                int // Pod objects, which have no part in services
 }
 
 func (s shape) String() string {
 	text := fmt.Sprintf("%d × %d", s.services, s.endpoints)
 	if s.affinity {
 		text += " with affinity"
+	}
+	if s.pods > 0 {
+		text += fmt.Sprintf(", %d pods", s.pods)
 	}
 	return text
 }
@@ -58,6 +62,12 @@ func fill(api *bulkapi.Server, s shape) (*cluster, error) {
 			break
 		}
 		err = c.add(i)
+	}
+	for i := range s.pods {
+		if err != nil {
+			break
+		}
+		err = api.Put(c.podObject(i))
 	}
 	return c, err
 }
@@ -120,6 +130,17 @@ func (c *cluster) service(i int) *corev1.Service {
 		s.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &seconds}}
 	}
 	return s
+}
+
+// podObject is a pod of another node, which a node agent reads for policies.
+func (c *cluster) podObject(i int) *corev1.Pod {
+	name, address := fmt.Sprintf("%s-%d", serviceName(i), i), offset(podRange, changedPods/2+i).String()
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", UID: uid('o', i), Labels: map[string]string{
+			"app.kubernetes.io/name": serviceName(i), "app.kubernetes.io/part-of": "bench", "pod-template-hash": "5d4f8c7b6d"}},
+		Spec:   corev1.PodSpec{NodeName: fmt.Sprintf("node-%d", i%1000), Containers: []corev1.Container{{Name: "main", Image: "registry.example/main:1", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: podPort, Protocol: corev1.ProtocolTCP}}}}},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: address, PodIPs: []corev1.PodIP{{IP: address}}, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+	}
 }
 
 func (c *cluster) slice(i, number int, pods []netip.Addr) *discoveryv1.EndpointSlice {

@@ -48,7 +48,7 @@ func main() {
 }
 
 func parse(args []string) (*options, error) {
-	o := &options{limits: limits{rates: []int{1, 10, 100}}}
+	o := &options{}
 	f := flag.NewFlagSet("services", flag.ContinueOnError)
 	full := f.Bool("full", false, "all sizes, and hours of patience with slow programs")
 	shapes := f.String("shapes", "", "sizes of clusters, as SERVICESxENDPOINTS, separated by commas (default 1000x1)")
@@ -59,6 +59,8 @@ func parse(args []string) (*options, error) {
 	f.DurationVar(&o.limits.cold, "limit", time.Minute, "time after which a start, or the wait for a change, is given up")
 	f.IntVar(&o.limits.trials, "trials", 50, "single changes that are timed for each figure")
 	f.DurationVar(&o.limits.budget, "budget", 20*time.Second, "time for all trials of a figure")
+	pods := f.Int("pods", 0, "Pod objects of other nodes beside each cluster's services")
+	rates := f.String("rates", "1,10,100", "changes per second of rolling updates, separated by commas; none = no such updates")
 	f.DurationVar(&o.limits.rolling, "rolling", 5*time.Second, "how long each rolling update lasts")
 	if err := f.Parse(args); err != nil {
 		return nil, err
@@ -78,7 +80,13 @@ func parse(args []string) (*options, error) {
 		}
 		*[]*[]shape{&o.shapes, &o.connects}[i] = list
 	}
+	for i := range o.shapes {
+		o.shapes[i].pods = *pods
+	}
 	var err error
+	if o.limits.rates, err = parseRates(*rates); err != nil {
+		return nil, err
+	}
 	if o.subjects, err = regexp.Compile(*which); err != nil {
 		return nil, fmt.Errorf("subjects: %w", err)
 	}
@@ -107,6 +115,21 @@ func parseShapes(text, otherwise string) (out []shape, err error) {
 			return nil, fmt.Errorf("size %q: use SERVICESxENDPOINTS, such as 1000x1, with an a behind it for affinity", one)
 		}
 		out = append(out, s)
+	}
+	return out, nil
+}
+
+// parseRates reads numbers of changes per second; "none" is no number.
+func parseRates(text string) (out []int, err error) {
+	if text == "none" {
+		return nil, nil
+	}
+	for one := range strings.SplitSeq(text, ",") {
+		n, err := strconv.Atoi(one)
+		if err != nil || n < 1 || n > 1000 {
+			return nil, fmt.Errorf("rates: %q: use numbers from 1 to 1000", one)
+		}
+		out = append(out, n)
 	}
 	return out, nil
 }

@@ -47,8 +47,9 @@ func begin(ctx context.Context, s subject, at shape, l limits, t *table) (*run, 
 	took, err := r.cold()
 	if errors.Is(err, errLimit) {
 		t.over(s, "start on an empty kernel", l.cold)
+		err = noteMemory(r, t) // it has read the cluster, if not written it
 		r.close()
-		return nil, nil
+		return nil, err
 	}
 	if err == nil {
 		t.time(s, "start on an empty kernel", took)
@@ -61,18 +62,26 @@ func begin(ctx context.Context, s subject, at shape, l limits, t *table) (*run, 
 	return r, nil
 }
 
+// noteMemory notes the memory of the subject alone, without the tools that it runs.
+func noteMemory(r *run, t *table) error {
+	now, highest, err := r.proc.memory()
+	if err != nil {
+		return err
+	}
+	t.memory(r.subject, "memory, MiB", now)
+	t.memory(r.subject, "memory at its highest, MiB", highest)
+	return nil
+}
+
 func oneShape(ctx context.Context, s subject, at shape, l limits, t *table) error {
 	r, err := begin(ctx, s, at, l, t)
 	if r == nil || err != nil {
 		return err
 	}
 	defer r.close()
-	now, highest, err := r.proc.memory()
-	if err != nil {
+	if err := noteMemory(r, t); err != nil {
 		return err
 	}
-	t.memory(s, "memory, MiB", now)
-	t.memory(s, "memory at its highest, MiB", highest)
 	used, err := r.proc.cpu()
 	if err != nil {
 		return err

@@ -15,7 +15,8 @@ import (
 // attempt before the next, until one has the outcome that is waited for. It is for one goroutine.
 type probe struct {
 	client *netns.NS
-	every  time.Duration // between attempts; it grows to a hundredth of the time waited
+	every  time.Duration // between attempts; it grows with the time waited, to a hundredth
+	spread int           // how many pods answer for a service, one of which is waited for: that many times as often
 	port   int
 	ended  <-chan struct{} // closed when there is nothing to wait for any more
 }
@@ -72,7 +73,7 @@ func (p *probe) loop(to netip.Addr, limit time.Duration, wanted func(outcome) bo
 				unix.Close(int(open[0].Fd))
 				open = open[1:]
 			}
-			next = now.Add(max(p.every, now.Sub(begin)/100))
+			next = now.Add(p.pause(now.Sub(begin)))
 		}
 		wait := unix.NsecToTimespec(max(0, time.Until(next)).Nanoseconds())
 		if _, err := unix.Ppoll(open, &wait, nil); err != nil && err != unix.EINTR {
@@ -93,6 +94,12 @@ func (p *probe) loop(to netip.Addr, limit time.Duration, wanted func(outcome) bo
 		}
 		open = left
 	}
+}
+
+// pause is how long to wait before the next attempt.
+func (p *probe) pause(waited time.Duration) time.Duration {
+	const mostSpread = 5 // a processor's worth of attempts would be in the way of what is measured
+	return max(p.every/time.Duration(min(max(p.spread, 1), mostSpread)), waited/time.Duration(100*max(p.spread, 1)))
 }
 
 // dial begins a connection. Closing it resets it, so that nothing of it is left on either side.

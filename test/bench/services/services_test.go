@@ -13,7 +13,7 @@ import (
 
 func TestParseShapes(t *testing.T) {
 	got, err := parseShapes("44000x1,5000x50,1x1000a", "")
-	if err != nil || len(got) != 3 || got[0] != (shape{44000, 1, false}) || got[2] != (shape{1, 1000, true}) {
+	if err != nil || len(got) != 3 || got[0] != (shape{services: 44000, endpoints: 1}) || got[2] != (shape{services: 1, endpoints: 1000, affinity: true}) {
 		t.Errorf("got %v, %v", got, err)
 	}
 	if got, err := parseShapes("none", "1x1"); err != nil || got != nil {
