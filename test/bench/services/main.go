@@ -29,6 +29,7 @@ type options struct {
 	shapes, connects    []shape
 	subjects            *regexp.Regexp
 	limits              limits
+	full                bool
 }
 
 func main() {
@@ -50,7 +51,7 @@ func main() {
 func parse(args []string) (*options, error) {
 	o := &options{}
 	f := flag.NewFlagSet("services", flag.ContinueOnError)
-	full := f.Bool("full", false, "all sizes, and hours of patience with slow programs")
+	f.BoolVar(&o.full, "full", false, "all sizes, and hours of patience with slow programs")
 	shapes := f.String("shapes", "", "sizes of clusters, as SERVICESxENDPOINTS, separated by commas (default 1000x1)")
 	connect := f.String("connects", "", "sizes of clusters for the time that connections take; SERVICESxENDPOINTSa has affinity (default 1x1,1000x1)")
 	which := f.String("subjects", "", "regular expression of what to measure: "+strings.Join(names(), ", "))
@@ -69,7 +70,7 @@ func parse(args []string) (*options, error) {
 		return nil, fmt.Errorf("%q is no flag; see --help", f.Arg(0))
 	}
 	defaults := [2]string{"1000x1", "1x1,1000x1"}
-	if *full {
+	if o.full {
 		defaults = [2]string{"1000x1,10000x1,44000x1,5000x50", "1x1,1000x1,10000x1,50000x1,1x1a,1x1000a"}
 		o.limits.cold, o.limits.budget = max(o.limits.cold, 30*time.Minute), max(o.limits.budget, 2*time.Minute)
 	}

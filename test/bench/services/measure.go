@@ -9,44 +9,72 @@ import (
 )
 
 // measure measures all subjects at one size after the other, and prints each size's table when it is
-// complete.
+// complete, or as far as it came.
 func measure(ctx context.Context, o *options) error {
 	printFacts(os.Stdout)
+	m := &measurement{ctx: ctx, limits: o.limits, slow: map[string]shape{}}
 	all := append(o.chosen(true), o.chosen(false)...)
-	for _, at := range o.shapes {
-		t := newTable("Services × endpoints: "+at.String(), all)
-		for _, s := range all {
-			if err := oneShape(ctx, s, at, o.limits, t); err != nil {
-				return fmt.Errorf("%s at %s: %w", s.name, at, err)
-			}
+	for i, at := range o.shapes {
+		if err := m.table("Services × endpoints: ", at, o.at(all, i == 0), m.shape); err != nil {
+			return err
 		}
-		t.print(os.Stdout)
 	}
 	for _, at := range o.connects {
-		t := newTable("Time to connect, services × endpoints: "+at.String(), all)
-		for _, s := range all {
-			if err := oneConnect(ctx, s, at, o.limits, t); err != nil {
-				return fmt.Errorf("%s at %s: %w", s.name, at, err)
-			}
+		if err := m.table("Time to connect, services × endpoints: ", at, o.at(all, false), m.connect); err != nil {
+			return err
 		}
-		t.print(os.Stdout)
+	}
+	return nil
+}
+
+// at chooses the subjects for a size. The pause of one second is in the way of nothing but changes: it
+// is measured at the first size only, or with -full.
+func (o *options) at(all []subject, first bool) (out []subject) {
+	for _, s := range all {
+		if first || o.full || !s.pauses {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// measurement is one run of this program.
+type measurement struct {
+	ctx    context.Context
+	limits limits
+	slow   map[string]shape // subjects that were not ready within the limit, and at which size
+}
+
+func (m *measurement) table(title string, at shape, all []subject, one func(subject, shape, *table) error) error {
+	t := newTable(title+at.String(), all)
+	defer t.print(os.Stdout)
+	for _, s := range all {
+		if err := one(s, at, t); err != nil {
+			return fmt.Errorf("%s at %s: %w", s.name, at, err)
+		}
 	}
 	return nil
 }
 
 // begin starts a subject and notes how long that took. It returns nil when that was longer than the limit.
-func begin(ctx context.Context, s subject, at shape, l limits, t *table) (*run, error) {
-	if err := ctx.Err(); err != nil {
+// A subject that was too slow at a size is not tried with more services.
+func (m *measurement) begin(s subject, at shape, t *table) (*run, error) {
+	if err := m.ctx.Err(); err != nil {
 		return nil, err
 	}
+	if was, ok := m.slow[s.name]; ok && at.services >= was.services && at.endpoints >= was.endpoints {
+		t.set(s, "start on an empty kernel", cell{text: fmt.Sprintf("> %s at %s", m.limits.cold, was)})
+		return nil, nil
+	}
 	fmt.Fprintf(os.Stderr, "%s  %s: %s\n", time.Now().Format(time.TimeOnly), at, s.name)
-	r, err := newRun(s, at, l)
+	r, err := newRun(s, at, m.limits)
 	if err != nil {
 		return nil, err
 	}
 	took, err := r.cold()
 	if errors.Is(err, errLimit) {
-		t.over(s, "start on an empty kernel", l.cold)
+		t.over(s, "start on an empty kernel", m.limits.cold)
+		m.slow[s.name] = at
 		err = noteMemory(r, t) // it has read the cluster, if not written it
 		r.close()
 		return nil, err
@@ -73,8 +101,8 @@ func noteMemory(r *run, t *table) error {
 	return nil
 }
 
-func oneShape(ctx context.Context, s subject, at shape, l limits, t *table) error {
-	r, err := begin(ctx, s, at, l, t)
+func (m *measurement) shape(s subject, at shape, t *table) error {
+	r, err := m.begin(s, at, t)
 	if r == nil || err != nil {
 		return err
 	}
@@ -88,7 +116,7 @@ func oneShape(ctx context.Context, s subject, at shape, l limits, t *table) erro
 	}
 	t.time(s, "processor time of the start", used)
 	if took, err := r.restart(); errors.Is(err, errLimit) {
-		t.over(s, "start with rules in place", l.cold)
+		t.over(s, "start with rules in place", m.limits.cold)
 	} else if err != nil {
 		return err
 	} else {
@@ -105,9 +133,9 @@ func oneShape(ctx context.Context, s subject, at shape, l limits, t *table) erro
 		if err != nil {
 			return err
 		}
-		t.delays(s, single.name, d, l)
+		t.delays(s, single.name, d, m.limits)
 	}
-	return many(ctx, r, t)
+	return many(m.ctx, r, t)
 }
 
 // many measures many changes: one after the other, and at once.
@@ -144,8 +172,8 @@ func many(ctx context.Context, r *run, t *table) error {
 	return err
 }
 
-func oneConnect(ctx context.Context, s subject, at shape, l limits, t *table) error {
-	r, err := begin(ctx, s, at, l, t)
+func (m *measurement) connect(s subject, at shape, t *table) error {
+	r, err := m.begin(s, at, t)
 	if r == nil || err != nil {
 		return err
 	}

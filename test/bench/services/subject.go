@@ -22,6 +22,8 @@ type subject struct {
 	name string
 	argv func(kubeconfig, dir string) []string
 	ours bool
+	// pauses says that it waits a second from one change of the rules to the next.
+	pauses bool
 }
 
 // subjects lists what can be measured: our agent in both modes, and the peer in both modes, each with
@@ -37,7 +39,7 @@ func subjects(netagent, kubeProxy string) []subject {
 	}
 	for _, mode := range []string{"nftables", "iptables"} {
 		for _, pause := range []string{"0s", "1s"} {
-			out = append(out, subject{name: fmt.Sprintf("kube-proxy %s, %s", mode, pause), argv: func(kubeconfig, _ string) []string {
+			out = append(out, subject{name: fmt.Sprintf("kube-proxy %s, %s", mode, pause), pauses: pause != "0s", argv: func(kubeconfig, _ string) []string {
 				return []string{kubeProxy, "--kubeconfig", kubeconfig, "--hostname-override", nodeName, "--proxy-mode", mode,
 					"--cluster-cidr", clusterCIDR.String(), "--conntrack-max-per-core", "0",
 					"--iptables-min-sync-period", pause} // of nftables mode too, which has no flag of its own
