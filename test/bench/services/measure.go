@@ -162,12 +162,17 @@ func many(ctx context.Context, r *run, t *table) error {
 		return err
 	}
 	took, err := r.nodeLoss()
-	if errors.Is(err, errLimit) {
+	switch {
+	case errors.Is(err, errLimit):
 		t.over(r.subject, "1 % of endpoints replaced at once", r.limits.cold)
-		return nil
-	}
-	if err == nil {
+	case err != nil:
+		return err
+	default:
 		t.time(r.subject, "1 % of endpoints replaced at once", took)
+	}
+	now, _, err := r.proc.memory()
+	if err == nil {
+		t.memory(r.subject, "memory after all changes, MiB", now)
 	}
 	return err
 }
