@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -30,6 +32,7 @@ type measure struct {
 var measures = []measure{
 	{name: "TCP, 1 stream", unit: "Gbit/s", run: func(w *world, d time.Duration) (float64, error) { return w.stream(1, d) }},
 	{name: "TCP, 8 streams", unit: "Gbit/s", run: func(w *world, d time.Duration) (float64, error) { return w.stream(8, d) }},
+	{name: "processor time, 1 stream", unit: "s/GB", less: true, run: (*world).processor},
 	{name: "UDP, 100 bytes", unit: "packets/s", run: (*world).packets},
 	{name: "TCP ping-pong, median", unit: "µs", less: true, run: (*world).pingPong},
 }
@@ -148,6 +151,34 @@ func (w *world) stream(n int, length time.Duration) (float64, error) {
 	}
 	wg.Wait()
 	return rate, nil
+}
+
+// processor returns what one gigabyte costs, in seconds of a processor: all that the machine did meanwhile,
+// since work of the kernel on behalf of packets is nobody's. It says something on a quiet machine only.
+func (w *world) processor(length time.Duration) (float64, error) {
+	before, err := busy()
+	if err != nil {
+		return 0, err
+	}
+	from := w.received().bytes.Load()
+	if _, err := w.stream(1, length); err != nil {
+		return 0, err
+	}
+	after, err := busy()
+	return (after - before).Seconds() / (float64(w.received().bytes.Load()-from) / 1e9), err
+}
+
+// busy is the time that all processors together have not been idle since the machine started.
+func busy() (time.Duration, error) {
+	data, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	var user, nice, system, idle, wait, irq, softirq, steal int64
+	if _, err := fmt.Sscanf(string(data), "cpu %d %d %d %d %d %d %d %d", &user, &nice, &system, &idle, &wait, &irq, &softirq, &steal); err != nil {
+		return 0, fmt.Errorf("/proc/stat: %w", err)
+	}
+	return time.Duration(user+nice+system+irq+softirq) * (time.Second / 100), nil
 }
 
 // packets sends small datagrams as fast as it can, one by one, and returns how many came a second.
