@@ -214,3 +214,45 @@ func TestOverlayCleanup(t *testing.T) {
 	}
 	a.sync(t)
 }
+
+// The device of overlay udp outlives the agent, and goes with everything else.
+func TestOverlayCleanupUDP(t *testing.T) {
+	n := newTestNet(t, "udp")
+	a := n.nodes[0]
+	before := state(t, a)
+	a.sync(t)
+	if err := a.net.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s := state(t, a); !strings.Contains(s, "10.244.2.0/24") || !slices.Contains(linkNames(t, a.ns), "braid.udp") {
+		t.Errorf("device or routes went with the agent:\n%s", s)
+	}
+	a.ns.Run(t, func() error {
+		o, err := newOverlay(overlayConfig{}, model.NewStore(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		defer o.Close()
+		_, err = o.Cleanup()
+		return err
+	})
+	if after := state(t, a); after != before {
+		t.Errorf("left:\n%s", after)
+	}
+	a.net = nil
+}
+
+// A data path that stops to work for whatever reason is opened again without waiting for the audit.
+func TestOverlayReopensPath(t *testing.T) {
+	n := newTestNet(t, "udp")
+	n.syncAll(t)
+	a := n.nodes[0]
+	kicks := a.watch(t)
+	drain(kicks)
+	a.net.user.path.Close() // as when one of its workers fails
+	nstest.Wait(t, "Watch to kick", func() error { return kicked(kicks) })
+	if res := a.sync(t); len(res.Changes) == 0 {
+		t.Error("nothing was done")
+	}
+	n.mesh(t, 1452)
+}

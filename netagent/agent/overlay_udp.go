@@ -74,6 +74,12 @@ func (u *userPath) become(want desired.Relay, index int) (done []string, err err
 	return append(done, fmt.Sprintf("opened %s, with %s: %s", want, path.Features(), want.Origin)), nil
 }
 
+// pathBroken reports that the data path that is wanted does not work.
+func (o *podNetwork) pathBroken() bool {
+	path := o.shown.Load()
+	return path != nil && path.Err() != nil
+}
+
 func (u *userPath) close() {
 	if u.path != nil {
 		u.path.Close()

@@ -23,8 +23,9 @@ const (
 	// eventBuffer is the receive buffer of each event socket, bytes: room for the burst of routes
 	// that goes when a device does, in a cluster of thousands of nodes.
 	eventBuffer = 4 << 20
-	// forwardingEvery is how often the switches of IP forwarding are looked at, of which no event tells.
-	// Loading the machine's sysctl files again, as upgrades of packages do, switches them off.
+	// forwardingEvery is how often the switches of IP forwarding are looked at, of which no event tells, and
+	// whether a data path of ours works. Loading the machine's sysctl files again, as upgrades of packages do,
+	// switches them off.
 	forwardingEvery = time.Second
 )
 
@@ -112,8 +113,8 @@ func (o *podNetwork) follow(ctx context.Context, hits chan<- struct{}) error {
 	return err
 }
 
-// followForwarding hits when IP forwarding was switched off, until ctx ends: once, since a switch that
-// cannot be set is tried again by the loop.
+// followForwarding hits when IP forwarding was switched off, or the data path broke, until ctx ends: once,
+// since what cannot be repaired is tried again by the loop.
 func (o *podNetwork) followForwarding(ctx context.Context, hits chan<- struct{}) {
 	tick := time.NewTicker(forwardingEvery)
 	defer tick.Stop()
@@ -123,7 +124,7 @@ func (o *podNetwork) followForwarding(ctx context.Context, hits chan<- struct{})
 			return
 		case <-tick.C:
 		}
-		off := o.forwardingOff()
+		off := o.forwardingOff() || o.pathBroken()
 		if off && !was {
 			hit(hits)
 		}

@@ -2,6 +2,7 @@ package tun
 
 import (
 	"errors"
+	"io"
 	"os"
 	"syscall"
 	"time"
@@ -84,6 +85,9 @@ func (s *sender) fill(fd uintptr) bool {
 			return len(s.packets) > 0
 		case errors.Is(err, unix.EINTR):
 			continue
+		case err == nil && n == 0:
+			err = io.EOF
+			fallthrough
 		case err != nil:
 			s.err = err
 			return true

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -264,4 +265,34 @@ func TestOpenErrors(t *testing.T) {
 	if _, err := Open(r, Options{}); err == nil {
 		t.Error("a tunnel to nowhere was taken")
 	}
+}
+
+// Where the device cannot compute checksums, older kernels refuse groups of datagrams.
+func TestWireWithoutChecksumOffload(t *testing.T) {
+	h := newHosts(t, true, 1472)
+	for _, x := range h {
+		x.ns.Run(t, func() error {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			var req struct {
+				name [unix.IFNAMSIZ]byte
+				data unsafe.Pointer
+				_    [16]byte
+			}
+			copy(req.name[:], "eth0")
+			req.data = unsafe.Pointer(&struct{ cmd, value uint32 }{unix.ETHTOOL_STXCSUM, 0})
+			if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req))); errno != 0 {
+				return errno
+			}
+			return nil
+		})
+	}
+	for _, is4 := range []bool{true, false} {
+		transfer(t, h[0], h[1], is4, 1<<20)
+		transfer(t, h[1], h[0], is4, 1<<20)
+	}
+	t.Logf("features in use: %s", h[0].path.Features())
 }
