@@ -66,9 +66,13 @@ var intendeds = []intended{
 		func(d *difference) bool {
 			return d.iptables() && d.fromNode() && d.outer() && d.bs.are("passed") && d.as.refused()
 		}},
-	{"node ports on loopback", "to translate them takes route_localnet, which opens services on 127.0.0.1 to the network (CVE-2020-8558); whoever listens there is asked",
+	{"node ports on loopback in nftables mode", "they work in both modes where they are asked for",
 		func(d *difference) bool {
-			return d.iptables() && d.dst.Addr().IsLoopback() && d.what == "node port" && (d.as.are("passed to the node") || d.protocol == wire.SCTP && d.as.unspoken())
+			return !d.iptables() && d.config.loopback && d.loopbackNodePort() && d.dst.Addr().Is4() && (d.bs.are("passed to the node") || d.bs.unspoken())
+		}},
+	{"node ports on loopback", "where they are not served, refusing or dropping what has no endpoints there is not ours either: whoever listens is asked",
+		func(d *difference) bool {
+			return d.iptables() && !(d.config.loopback && d.dst.Addr().Is4()) && d.loopbackNodePort() && (d.as.are("passed to the node") || d.as.unspoken())
 		}},
 	{"node ports without endpoints at other addresses", "addresses that do not serve node ports know nothing of them",
 		func(d *difference) bool {
@@ -97,6 +101,10 @@ func (d *difference) fromPod() bool { return podCIDR(d.src.Is4()).Contains(d.src
 
 func (d *difference) fromNode() bool {
 	return d.src.IsLoopback() || slices.Contains(wire.Own(d.src.Is4()), d.src)
+}
+
+func (d *difference) loopbackNodePort() bool {
+	return d.dst.Addr().IsLoopback() && d.what == "node port"
 }
 
 func (d *difference) outer() bool { return d.what == "load balancer" || d.what == "external IP" }

@@ -49,6 +49,7 @@ type settings struct {
 	nodePortAddresses []string // CIDRs; empty: all
 	masqueradeAll     bool
 	detectLocal       string // a mode of KEP-2450
+	loopback          bool   // node ports on 127.0.0.1
 }
 
 // newPlanes makes the four, ours first.
@@ -92,7 +93,7 @@ func newKubeProxy(t *testing.T, s settings, mode string) *plane {
 		for family, tool := range utiliptables.NewBestEffort() {
 			tools[family] = unwatched{tool}
 		}
-		k.Provider, err = iptables.NewDualStackProxier(ctx, tools, utilsysctl.New(), time.Hour, 0, s.masqueradeAll, true, 14, detectors, thisNode, nodeIPs, nil, nil, s.nodePortAddresses, false)
+		k.Provider, err = iptables.NewDualStackProxier(ctx, tools, utilsysctl.New(), time.Hour, 0, s.masqueradeAll, s.loopback, 14, detectors, thisNode, nodeIPs, nil, nil, s.nodePortAddresses, false)
 		return err
 	})
 	k.OnServiceCIDRsChanged([]string{serviceCIDR(true).String(), serviceCIDR(false).String()})
@@ -192,7 +193,7 @@ type braid struct {
 
 func newBraid(t *testing.T, s settings, mode string) *plane {
 	all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
-	c := service.Config{Node: thisNode, ExternalIPs: all, MasqueradeAll: s.masqueradeAll, Local: s.local()}
+	c := service.Config{Node: thisNode, ExternalIPs: all, MasqueradeAll: s.masqueradeAll, Local: s.local(), Loopback: s.loopback}
 	for _, p := range s.nodePortAddresses {
 		c.NodePortAddresses = append(c.NodePortAddresses, netip.MustParsePrefix(p))
 	}
@@ -202,6 +203,11 @@ func newBraid(t *testing.T, s settings, mode string) *plane {
 	b.store.Subscribe(b.planner.Apply)
 	b.store.Apply([]model.Update{b.update(nil, cidrs), b.update(nil, nodeObject("")), b.update(nil, otherNodeObject())})
 	b.node.Run(t, b.restart)
+	if s.loopback { // as the agent does where backends are
+		for _, device := range []string{"up0", "pods0"} {
+			b.node.Sysctl(t, "net/ipv4/conf/"+device+"/route_localnet", "1")
+		}
+	}
 	return &plane{"braid " + mode, b.node, b}
 }
 
