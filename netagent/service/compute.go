@@ -29,8 +29,21 @@ type plan struct {
 // place is what a plan depends on besides the Service and its slices.
 type place struct {
 	Config
-	zone  string       // topology.kubernetes.io/zone of this node
-	addrs []netip.Addr // its InternalIPs
+	zone  string         // topology.kubernetes.io/zone of this node
+	addrs []netip.Addr   // its InternalIPs
+	pods  []netip.Prefix // its pod CIDRs
+}
+
+// mayHold reports whether an address can be one of the node's pods: where it has no range of the family, any can.
+func (p *place) mayHold(a netip.Addr) bool {
+	any := true
+	for _, r := range p.pods {
+		if r.Contains(a) {
+			return true
+		}
+		any = any && r.Addr().Is4() != a.Is4()
+	}
+	return any
 }
 
 // compute decides everything about one Service. It depends on nothing but its arguments.
@@ -47,7 +60,7 @@ func compute(j job, at place) plan {
 		}
 		for i := range j.svc.Ports {
 			port := &j.svc.Ports[i]
-			p := gather(j.slices, ipv6, port, at.Node)
+			p := gather(j.slices, ipv6, port, &at)
 			b.port(port, vips, &p)
 			b.serve(port, FamilyOf(vips[0]), &p)
 		}

@@ -17,7 +17,7 @@ type endpoint struct {
 	addr                        netip.AddrPort
 	ready, serving, terminating bool
 	local                       bool
-	homeless                    bool // the slice does not say on which node it runs, as those made by hand often do not
+	nearby                      bool // local, or perhaps: the slice names no node, as those made by hand often do not
 	hintNodes, hintZones        []string
 }
 
@@ -49,7 +49,7 @@ type pool struct {
 // gather reads the pool of one port from slices, which must be sorted by name so that ties between
 // equal sightings of an address are decided the same way each time. A slice names its ports itself,
 // so one service port may have different numbers in different slices.
-func gather(list []*model.EndpointSlice, ipv6 bool, port *model.ServicePort, node string) pool {
+func gather(list []*model.EndpointSlice, ipv6 bool, port *model.ServicePort, at *place) pool {
 	p := pool{family: "IPv4", port: port}
 	if ipv6 {
 		p.family = "IPv6"
@@ -66,7 +66,7 @@ func gather(list []*model.EndpointSlice, ipv6 bool, port *model.ServicePort, nod
 			continue
 		}
 		for i := range s.Endpoints {
-			e, ok := newEndpoint(&s.Endpoints[i], number, node)
+			e, ok := newEndpoint(&s.Endpoints[i], number, at)
 			if !ok {
 				continue
 			}
@@ -94,7 +94,7 @@ func slicePort(s *model.EndpointSlice, port *model.ServicePort) uint16 {
 	return 0
 }
 
-func newEndpoint(e *model.Endpoint, port uint16, node string) (endpoint, bool) {
+func newEndpoint(e *model.Endpoint, port uint16, at *place) (endpoint, bool) {
 	if len(e.Addrs) == 0 {
 		return endpoint{}, false
 	}
@@ -103,8 +103,8 @@ func newEndpoint(e *model.Endpoint, port uint16, node string) (endpoint, bool) {
 		ready:       e.Ready,
 		serving:     e.Serving,
 		terminating: e.Terminating,
-		local:       e.Node != "" && e.Node == node,
-		homeless:    e.Node == "",
+		local:       e.Node != "" && e.Node == at.Node,
+		nearby:      e.Node == at.Node || e.Node == "" && at.mayHold(e.Addrs[0]),
 		hintNodes:   e.HintNodes,
 		hintZones:   e.HintZones,
 	}, true
@@ -214,7 +214,7 @@ func filter(list []endpoint, keep func(*endpoint) bool) []endpoint {
 func backends(list []endpoint) []Backend {
 	out := make([]Backend, len(list))
 	for i, e := range list {
-		out[i] = Backend{AddrPort: e.addr, Local: e.local || e.homeless}
+		out[i] = Backend{AddrPort: e.addr, Local: e.nearby}
 	}
 	return out
 }

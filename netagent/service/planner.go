@@ -172,11 +172,11 @@ func (in *inputs) setNode(name string, node *model.Node) {
 	if node != nil {
 		zone, addrs = node.Labels[labelZone], node.InternalIPs
 	}
-	moved := !slices.Equal(addrs, in.at.addrs)
-	if zone == in.at.zone && !moved {
+	moved, pods := !slices.Equal(addrs, in.at.addrs), in.pods.nodes[name]
+	if zone == in.at.zone && !moved && slices.Equal(pods, in.at.pods) {
 		return
 	}
-	in.at.zone, in.at.addrs = zone, addrs
+	in.at.zone, in.at.addrs, in.at.pods = zone, addrs, pods
 	in.netDirty = in.netDirty || moved
 	for k := range in.services { // hints name zones: another zone may mean other backends anywhere
 		in.dirty[k] = struct{}{}

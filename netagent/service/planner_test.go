@@ -124,6 +124,10 @@ func TestFrontendsOfKinds(t *testing.T) {
 			s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 		}, more: []model.Object{&model.Node{Origin: model.Origin{Ref: model.Ref{Kind: model.KindNode, Key: model.Key{Name: testNode}}}, InternalIPs: addrs("10.1.0.1")}},
 			want: []string{"cluster IP 10.96.0.1:80/TCP -> 10.244.1.1:8080*", "load balancer IP 192.0.2.1:80/TCP -> 10.244.1.1:8080* for [10.0.0.0/8 192.0.2.1/32]"}},
+		{name: "an endpoint of no known node, out of this one's pod range", edit: func(*model.Service) {},
+			more: []model.Object{&model.Node{Origin: model.Origin{Ref: model.Ref{Kind: model.KindNode, Key: model.Key{Name: testNode}}}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
+				testSlice("web-2", "web", ep("10.244.1.7", "r", ""), ep("10.244.2.2", "r", ""))},
+			want: []string{"cluster IP 10.96.0.1:80/TCP -> 10.244.1.1:8080* 10.244.1.7:8080* 10.244.2.2:8080"}},
 		{name: "external traffic policy Local", edit: func(s *model.Service) {
 			s.Type, s.Ports[0].NodePort, s.ExternalLocal = model.LoadBalancer, 30080, true
 			s.Ingress = []model.Ingress{{Addr: netip.MustParseAddr("192.0.2.1")}}

@@ -209,10 +209,28 @@ func naiveOutcome(s *model.Store, svc *model.Service, p model.ServicePort, six b
 	}
 	var list []string
 	for at := range use {
-		list = append(list, fmt.Sprint(at, isLocal(all[at]) || all[at].Node == "")) // may reach itself
+		list = append(list, fmt.Sprint(at, isLocal(all[at]) || all[at].Node == "" && naiveHolds(s, all[at].Addrs[0])))
 	}
 	sort.Strings(list)
 	return fmt.Sprint(list)
+}
+
+// naiveHolds says whether an address could be of one of the node's pods.
+func naiveHolds(s *model.Store, a netip.Addr) bool {
+	of := 0
+	for _, o := range s.List(model.KindNode) {
+		if n := o.(*model.Node); n.Name == testNode {
+			for _, c := range n.PodCIDRs {
+				if c.Contains(a) {
+					return true
+				}
+				if c.Addr().Is4() == a.Is4() {
+					of++
+				}
+			}
+		}
+	}
+	return of == 0
 }
 
 func allOf(all map[netip.AddrPort]model.Endpoint, want func(model.Endpoint) bool) map[netip.AddrPort]bool {
