@@ -111,7 +111,8 @@ type matcher struct {
 
 func newMatcher(label string, podNames bool) matcher {
 	m := matcher{label: label, podNames: podNames}
-	if label == "" || label[0] == '_' {
+	// Most labels are names, and to find that out costs less than a parser's error.
+	if n := strings.Count(label, "-"); n != 3 && n != 7 && !strings.Contains(label, "--") {
 		return m
 	}
 	if a, ok := ParseDashed(label); ok {
