@@ -385,3 +385,31 @@ func (l *dpLab) checkAffinityTime(t *testing.T, timeout time.Duration) {
 	}
 	t.Errorf("after %s without a connection clients are still held: %s", timeout, fmt.Sprint(free))
 }
+
+// TestIPTablesInputPolicy: a host that takes in nothing but what it asked for takes in health checks of services.
+func TestIPTablesInputPolicy(t *testing.T) {
+	eachIPTables(t, func(t *testing.T, l *dpLab, dp service.Dataplane) {
+		all, net := l.state(t, dp, func(*dpAddrs) []service.Frontend { return nil })
+		for _, tool := range []string{"iptables-", "ip6tables-"} {
+			tool += string(dp.(*iptablesPlane).variant)
+			l.node.Exec(t, tool, "-A", "INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "-j", "ACCEPT")
+			l.node.Exec(t, tool, "-A", "INPUT", "-p", "ipv6-icmp", "-j", "ACCEPT") // neighbours are found by it
+			l.node.Exec(t, tool, "-P", "INPUT", "DROP")
+		}
+		l.node.serve(t)
+		at := func(a *dpAddrs) netip.AddrPort { return netip.AddrPortFrom(a.node, dpTarget) }
+		for i := range dpFamilies {
+			l.wantSilence(t, l.client, at(&dpFamilies[i]))
+		}
+		net.HealthPorts = []uint16{dpTarget}
+		l.must(t, "Apply", func() error { return dp.Apply(service.Delta{Net: &net}) })
+		for i := range dpFamilies {
+			l.wantNames(t, l.client, at(&dpFamilies[i]), "node")
+		}
+		net.HealthPorts = nil
+		l.must(t, "Replace", func() error { return dp.Replace(all, net) })
+		for i := range dpFamilies {
+			l.wantSilence(t, l.client, at(&dpFamilies[i]))
+		}
+	})
+}

@@ -132,6 +132,9 @@ type Net struct {
 	// NodePorts are the addresses of this node that serve node ports: those of its own in these ranges.
 	// Both families are listed, a family that serves everywhere with its 0.0.0.0/0 or ::/0.
 	NodePorts []netip.Prefix
+	// HealthPorts are the health check node ports of services, which the agent answers itself. Mode iptables lets their clients
+	// past a host's INPUT policy; a table of nftables cannot speak for others.
+	HealthPorts []uint16
 	// Loopback says whether addresses in 127.0.0.0/8 count among NodePorts, for the node itself. The kernel
 	// routes such connections only where it is told to (route_localnet), which opens loopback services to the
 	// network (CVE-2020-8558). So packets to or from loopback addresses that come in by another device than

@@ -37,10 +37,11 @@ func (p *Planner) HealthCheck(svc model.Key) (HealthCheck, bool) {
 	p.in.mu.Lock()
 	defer p.in.mu.Unlock()
 	s := p.in.services[svc]
-	if s == nil || !proxied(s) || s.Type != model.LoadBalancer || !s.ExternalLocal || s.HealthCheckNodePort == 0 {
+	port := healthPort(s)
+	if port == 0 {
 		return HealthCheck{}, false
 	}
-	h := HealthCheck{Port: s.HealthCheckNodePort, Local: map[Family]int{}}
+	h := HealthCheck{Port: port, Local: map[Family]int{}}
 	for _, a := range s.ClusterIPs {
 		h.Local[FamilyOf(a)] = 0
 	}
@@ -60,6 +61,14 @@ func (p *Planner) HealthCheck(svc model.Key) (HealthCheck, bool) {
 		}
 	}
 	return h, true
+}
+
+// healthPort is the health check node port of a Service, 0 where it asks for none; nil has none.
+func healthPort(s *model.Service) uint16 {
+	if s == nil || !proxied(s) || s.Type != model.LoadBalancer || !s.ExternalLocal {
+		return 0
+	}
+	return s.HealthCheckNodePort
 }
 
 // NoLocal counts the ports of a Service, as of the last Flush, that a traffic policy Local closes on

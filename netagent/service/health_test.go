@@ -78,3 +78,25 @@ func TestHealthCheckFamilies(t *testing.T) {
 		t.Errorf("got %v %v, want %s", got, ok, want)
 	}
 }
+
+// TestHealthPorts: the ports of health checks are told with the addresses, as Services that ask for some come and go.
+func TestHealthPorts(t *testing.T) {
+	svc := testService("a", "10.96.0.1")
+	svc.Type, svc.ExternalLocal, svc.HealthCheckNodePort = model.LoadBalancer, true, 30500
+	l := newLab(svc, testService("b", "10.96.0.2"))
+	if d := l.Flush(); d.Net == nil || len(d.Net.HealthPorts) != 1 || d.Net.HealthPorts[0] != 30500 {
+		t.Errorf("%+v, want port 30500", d.Net)
+	}
+	other := *svc
+	other.ClusterIPs = addrs("10.96.0.3")
+	l.set(&other)
+	if d := l.Flush(); d.Net != nil {
+		t.Errorf("another cluster IP is no news of addresses: %+v", d.Net)
+	}
+	cluster := *svc
+	cluster.ExternalLocal = false
+	l.set(&cluster)
+	if d := l.Flush(); d.Net == nil || len(d.Net.HealthPorts) != 0 {
+		t.Errorf("%+v, want no ports", d.Net)
+	}
+}

@@ -38,6 +38,7 @@ func NewPlanner(c Config) *Planner {
 		in: inputs{
 			at:       place{Config: c},
 			cidrs:    map[model.Key][]netip.Prefix{},
+			health:   map[model.Key]uint16{},
 			services: map[model.Key]*model.Service{},
 			slices:   map[model.Key][]*model.EndpointSlice{},
 			owner:    map[model.Key]model.Key{},
@@ -126,6 +127,7 @@ type inputs struct {
 	slices   map[model.Key][]*model.EndpointSlice // by service, in no order
 	owner    map[model.Key]model.Key              // slice -> service it was last indexed under
 	cidrs    map[model.Key][]netip.Prefix         // of ServiceCIDRs
+	health   map[model.Key]uint16                 // health check node ports of Services
 	pods     podNets
 	dirty    map[model.Key]struct{} // services to recompute
 	netDirty bool
@@ -138,6 +140,16 @@ func (in *inputs) setService(k model.Key, svc *model.Service) {
 		in.services[k] = svc
 	}
 	in.dirty[k] = struct{}{}
+	port := healthPort(svc)
+	if port == in.health[k] {
+		return
+	}
+	in.netDirty = true
+	if port == 0 {
+		delete(in.health, k)
+	} else {
+		in.health[k] = port
+	}
 }
 
 // setSlice indexes a slice under the service its label names now, and takes it away from the one it
@@ -196,6 +208,11 @@ func (in *inputs) setCIDR(k model.Key, cidr *model.ServiceCIDR) {
 func (in *inputs) net() Net {
 	n := in.pods.net(in.at.Node)
 	n.Local, n.Loopback = in.at.Local, in.at.Loopback
+	for _, port := range in.health {
+		n.HealthPorts = append(n.HealthPorts, port)
+	}
+	slices.Sort(n.HealthPorts)
+	n.HealthPorts = slices.Compact(n.HealthPorts)
 	for _, list := range in.cidrs {
 		n.Services = append(n.Services, list...)
 	}

@@ -65,6 +65,6 @@ func comparePrefixes(a, b netip.Prefix) int {
 }
 
 func equalNet(a, b Net) bool {
-	return slices.Equal(a.LocalPods, b.LocalPods) && a.Local.equal(b.Local) && a.Loopback == b.Loopback && slices.Equal(a.ClusterPods, b.ClusterPods) &&
+	return slices.Equal(a.LocalPods, b.LocalPods) && a.Local.equal(b.Local) && a.Loopback == b.Loopback && slices.Equal(a.HealthPorts, b.HealthPorts) && slices.Equal(a.ClusterPods, b.ClusterPods) &&
 		slices.Equal(a.Services, b.Services) && slices.Equal(a.NodePorts, b.NodePorts)
 }

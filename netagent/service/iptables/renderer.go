@@ -18,7 +18,8 @@ type Saved map[string]map[string][]string
 type Renderer struct {
 	family
 	liberal   bool
-	loopback  bool // the guard of loopback addresses is wanted
+	health    []uint16 // health check node ports that are let in
+	loopback  bool     // the guard of loopback addresses is wanted
 	frontends map[slot]service.Frontend
 	closed    map[slot]closed
 	touched   map[slot]struct{}  // frontends set since the last Commit
@@ -52,6 +53,7 @@ func New(ipv6, liberal bool) *Renderer {
 }
 
 func (r *Renderer) reset() {
+	r.health = nil
 	r.frontends = map[slot]service.Frontend{}
 	r.closed = map[slot]closed{}
 	r.touched = map[slot]struct{}{}
@@ -104,6 +106,7 @@ func (r *Renderer) Apply(d service.Delta) {
 // setNet wants the chains that depend on addresses.
 func (r *Renderer) setNet(net service.Net) {
 	r.setAll(r.netChains(net, r.liberal))
+	r.setHealth(net.HealthPorts)
 	id := chainID{guard.table, chainLoopback}
 	if r.loopback = net.Loopback && !r.ipv6; r.loopback {
 		r.setAll(map[chainID][]string{id: r.loopbackRules()})

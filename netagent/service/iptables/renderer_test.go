@@ -221,6 +221,7 @@ func (w *world) randomDelta() (d service.Delta) {
 		w.net.LocalPods = prefixes(fmt.Sprintf("10.244.%d.0/24", w.rnd.IntN(3)), fmt.Sprintf("fd00:10:244:%d::/64", w.rnd.IntN(3)))
 		w.net.Services = [][]netip.Prefix{nil, prefixes("10.96.0.0/16", "fd00:10:96::/112")}[w.rnd.IntN(2)]
 		w.net.NodePorts = [][]netip.Prefix{nil, prefixes("0.0.0.0/0", "::/0"), prefixes("64.0.0.0/2", "127.0.0.0/9", "192.0.2.1/32", "2001:db8::1/128", "::/64")}[w.rnd.IntN(3)]
+		w.net.HealthPorts = [][]uint16{nil, {32001}, {32001, 32002}}[w.rnd.IntN(3)]
 		w.net.Loopback = w.rnd.IntN(2) == 0
 		w.net.Local = []service.Local{{}, {Sources: w.own("10.244.0.0/16", "fd00:10:244::/48")}, {Link: "br0"}, {Link: "br0", Prefix: true}}[w.rnd.IntN(4)]
 		net := w.net
