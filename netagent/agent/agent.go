@@ -111,12 +111,8 @@ func (a *Agent) build() error {
 			audit = min(audit, due)
 		}
 		a.addLoop("overlay", o.step, audit)
-		if a.cfg.Overlay == "wireguard" {
-			n := &ownNode{agent: a, keys: o.cfg.Keys}
-			a.addLoop("own-node", n.step, 10*time.Second)
-			o.onKeys = a.byName["own-node"].Kick
-		}
 	}
+	a.buildOwnNode()
 	if a.cfg.ServiceMode != "none" {
 		s, err := newServices(a.cfg, a.ledger, a.proxy)
 		if err != nil {

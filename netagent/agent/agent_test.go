@@ -176,6 +176,9 @@ func TestValidate(t *testing.T) {
 		"mtu: 500 is out of range":                                    func(c *Config) { c.MTU = 500 },
 		"wireguard-port: 0":                                           func(c *Config) { c.WireGuardPort = 0 },
 		"wireguard-key-age: 5s is too short":                          func(c *Config) { c.KeyAge = 5 * time.Second },
+		"allocate-node-cidrs: with manifests":                         func(c *Config) { c.AllocateNodeCIDRs, c.Manifests = true, "m" },
+		`cluster-cidr: "": to allocate`:                               func(c *Config) { c.AllocateNodeCIDRs = true },
+		"node-cidr-mask-size: 24 does not fit into 10.0.0.0/25":       func(c *Config) { c.AllocateNodeCIDRs, c.DetectLocal.ClusterCIDR = true, "10.0.0.0/25" },
 		"must be absolute":                                            func(c *Config) { c.RunDir = "run" },
 		"name of this node":                                           func(c *Config) { c.Node = "" },
 	} {

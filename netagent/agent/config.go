@@ -25,19 +25,24 @@ var (
 
 // Config is what `netagent run` is told. Zero values are not defaults: use DefaultConfig.
 type Config struct {
-	Node          string        // this node's name, as in the cluster's Node objects
-	Manifests     string        // folder or file of manifests; empty = API server
-	Kubeconfig    string        // empty = in-cluster (when Manifests is empty too)
-	Context       string        // context of Kubeconfig; empty = its current one
-	RunDir        string        // socket
-	StateDir      string        // address reservations
-	CNIConfDir    string        // where the conflist goes; empty = none is written
-	Overlay       string        // one of Overlays
-	VNI           int           // VXLAN network identifier, 1 … 2^24-1
-	Port          int           // VXLAN UDP port
-	GBP           bool          // VXLAN carries the marks of packets
-	Direct        bool          // vxlan, ipip: peers on the link are reached by plain routes
-	UDPPort       int           // UDP port of overlay udp
+	Node       string // this node's name, as in the cluster's Node objects
+	Manifests  string // folder or file of manifests; empty = API server
+	Kubeconfig string // empty = in-cluster (when Manifests is empty too)
+	Context    string // context of Kubeconfig; empty = its current one
+	RunDir     string // socket
+	StateDir   string // address reservations
+	CNIConfDir string // where the conflist goes; empty = none is written
+	Overlay    string // one of Overlays
+	VNI        int    // VXLAN network identifier, 1 … 2^24-1
+	Port       int    // VXLAN UDP port
+	GBP        bool   // VXLAN carries the marks of packets
+	Direct     bool   // vxlan, ipip: peers on the link are reached by plain routes
+	UDPPort    int    // UDP port of overlay udp
+	// AllocateNodeCIDRs: the node takes pod CIDRs out of DetectLocal.ClusterCIDR, of NodeMask4 and NodeMask6 bits,
+	// where the cluster gives it none.
+	AllocateNodeCIDRs    bool
+	NodeMask4, NodeMask6 int
+
 	MTU           int           // of pods, bytes; 0 = found
 	WireGuardPort int           // UDP port of overlay wireguard
 	KeyAge        time.Duration // after which a WireGuard key is replaced; 0 = never
@@ -71,7 +76,8 @@ func DefaultConfig() Config {
 	}
 	return Config{
 		Node: strings.ToLower(host), RunDir: run, StateDir: "/var/lib/braid", CNIConfDir: "/etc/cni/net.d",
-		Overlay: "vxlan", VNI: 1, Port: 8472, UDPPort: udp.Port, WireGuardPort: wireguard.Port, ServiceMode: "auto", HTTP: "127.0.0.1:10249",
+		Overlay: "vxlan", VNI: 1, Port: 8472, UDPPort: udp.Port, WireGuardPort: wireguard.Port, NodeMask4: 24, NodeMask6: 64,
+		ServiceMode: "auto", HTTP: "127.0.0.1:10249",
 		Conntrack: defaultConntrack, Version: "devel", Log: slog.Default(),
 	}
 }
@@ -105,6 +111,9 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("vxlan-gbp: it belongs to overlay vxlan, not to %s: leave it out", c.Overlay)
 	case !filepath.IsAbs(c.RunDir) || !filepath.IsAbs(c.StateDir):
 		return fmt.Errorf("run-dir and state-dir must be absolute paths, not %q and %q", c.RunDir, c.StateDir)
+	}
+	if err := c.validateLease(); err != nil {
+		return err
 	}
 	if err := c.Conntrack.validate(); err != nil {
 		return err

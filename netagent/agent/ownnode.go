@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"k8s.io/client-go/rest"
 
@@ -26,17 +27,41 @@ import (
 // whoever keeps the folder.
 const AnnotationsFile = "node-annotations.json"
 
-// ownNode keeps the annotations of this node's own Node that other nodes need.
+// ownNode keeps what this node writes into its own Node: annotations that other nodes need, and pod CIDRs
+// where the cluster gives none.
 type ownNode struct {
 	agent *Agent
 	keys  *keyring // nil unless the overlay is wireguard
+	lease *lease   // nil unless pod CIDRs are to be taken
 
 	http *http.Client // made when it is needed
 	base *url.URL
 }
 
+// buildOwnNode adds the loop of what this node writes into its own Node, where there is any of that.
+func (a *Agent) buildOwnNode() {
+	n := &ownNode{agent: a}
+	if a.overlay != nil && a.cfg.Overlay == "wireguard" {
+		n.keys = a.overlay.cfg.Keys
+	}
+	if a.cfg.AllocateNodeCIDRs {
+		from, _ := prefixes(a.cfg.DetectLocal.ClusterCIDR) // Validate has read it
+		n.lease = &lease{api: n, node: a.cfg.Node, from: from, bits: a.cfg.nodeMask, pause: pauseFor}
+	}
+	if n.keys == nil && n.lease == nil {
+		return
+	}
+	a.addLoop("own-node", n.step, 10*time.Second)
+	if n.keys != nil {
+		a.overlay.onKeys = a.byName["own-node"].Kick
+	}
+}
+
 // wanted are the annotations that this node should have.
 func (o *ownNode) wanted() map[string]string {
+	if o.keys == nil {
+		return nil
+	}
 	words := []string{}
 	for _, k := range o.keys.public() {
 		words = append(words, k.String())
@@ -51,8 +76,15 @@ func (o *ownNode) wanted() map[string]string {
 func (o *ownNode) step(ctx context.Context) (out reconcile.Outcome, err error) {
 	want := o.wanted()
 	node, _ := o.agent.store.Get(model.Ref{Kind: model.KindNode, Key: model.Key{Name: o.agent.cfg.Node}}).(*model.Node)
+	if node != nil && len(node.PodCIDRs) == 0 && o.lease != nil {
+		got, err := o.lease.take(ctx)
+		if err != nil {
+			return out, fmt.Errorf("take pod CIDRs for %s: %w", node.Origin, err)
+		}
+		out.Changes = append(out.Changes, fmt.Sprintf("took pod CIDRs %s for %s: the cluster gave it none", join(got), node.Origin))
+	}
 	if node == nil || want == nil {
-		out.Summary = "nothing to write yet"
+		out.Summary = "nothing to write"
 		return out, nil
 	}
 	out.Summary = fmt.Sprintf("%d annotations of %s", len(want), node.Origin)
@@ -96,36 +128,58 @@ func (o *ownNode) save(want map[string]string) error {
 // patch changes this node's Node by a JSON merge patch (RFC 7386). One that names a resourceVersion is
 // refused when the Node has changed since.
 func (o *ownNode) patch(ctx context.Context, body []byte) error {
+	_, err := o.ask(ctx, http.MethodPatch, "api/v1/nodes/"+o.agent.cfg.Node, body)
+	return err
+}
+
+// nodes lists all Nodes as they are now, not as a cache had them.
+func (o *ownNode) nodes(ctx context.Context) ([]leaseNode, error) {
+	text, err := o.ask(ctx, http.MethodGet, "api/v1/nodes", nil)
+	if err != nil {
+		return nil, err
+	}
+	var list struct{ Items []leaseNode }
+	if err := json.Unmarshal(text, &list); err != nil {
+		return nil, fmt.Errorf("list Nodes: %w", err)
+	}
+	return list.Items, nil
+}
+
+// ask sends one request to the API server and returns the answer.
+func (o *ownNode) ask(ctx context.Context, method, path string, body []byte) ([]byte, error) {
 	if o.http == nil {
 		cfg, err := kube.Config(o.agent.cfg.Kubeconfig, o.agent.cfg.Context)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if o.base, _, err = rest.DefaultServerUrlFor(cfg); err != nil {
-			return err
+			return nil, err
 		}
 		if o.http, err = rest.HTTPClientFor(cfg); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPatch, o.base.JoinPath("api/v1/nodes", o.agent.cfg.Node).String(), bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, o.base.JoinPath(path).String(), bytes.NewReader(body))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/merge-patch+json")
+	req.Header.Set("Accept", "application/json")
 	resp, err := o.http.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
-	text, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+	text, err := io.ReadAll(resp.Body)
 	switch {
+	case err != nil:
+		return nil, err
 	case resp.StatusCode == http.StatusForbidden:
-		return fmt.Errorf("the API server forbids it: apply the component deploy/wireguard, which grants it: %s", message(text))
+		return nil, fmt.Errorf("the API server forbids it: apply the component deploy/own-node, which grants it: %s", message(text))
 	case resp.StatusCode/100 != 2:
-		return fmt.Errorf("the API server answers %s: %s", resp.Status, message(text))
+		return nil, fmt.Errorf("the API server answers %s: %s", resp.Status, message(text))
 	}
-	return nil
+	return text, nil
 }
 
 // message returns the text of a Status object, or all of it when it is none.
