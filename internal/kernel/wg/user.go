@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -113,6 +114,9 @@ func (u *userDevice) Device(name string) (*wgtypes.Device, error) {
 	return d, nil
 }
 
+// ofPeer are the words that belong to the peer named before them.
+var ofPeer = []string{"endpoint", "allowed_ip", "last_handshake_time_sec", "last_handshake_time_nsec"}
+
 func parse(text string) (*wgtypes.Device, error) {
 	d := &wgtypes.Device{}
 	var p *wgtypes.Peer
@@ -120,6 +124,9 @@ func parse(text string) (*wgtypes.Device, error) {
 	for s := bufio.NewScanner(strings.NewReader(text)); s.Scan(); {
 		key, value, _ := strings.Cut(s.Text(), "=")
 		var err error
+		if p == nil && slices.Contains(ofPeer, key) {
+			return nil, fmt.Errorf("read WireGuard's %s: it stands before any peer", key)
+		}
 		switch key {
 		case "private_key":
 			d.PrivateKey, err = hexKey(value)
