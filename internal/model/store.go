@@ -84,7 +84,7 @@ func (s *Store) Apply(updates []Update) uint64 {
 			continue
 		case u.Object == nil:
 			delete(kind, u.Key)
-		case old != nil && sameButOrigin(old, u.Object):
+		case old != nil && (old == u.Object || sameButOrigin(old, u.Object)):
 			// Readers have the old one: with nothing new in it, a second copy would only take memory.
 			if old.From() != u.Object.From() {
 				kind[u.Key] = u.Object
@@ -189,6 +189,15 @@ func (s *Store) Get(r Ref) Object {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.objects[r.Kind][r.Key]
+}
+
+// Known returns the object that is stored in place of o when there is nothing new in o, else o. Who reads
+// everything again can let go of each copy at once.
+func (s *Store) Known(o Object) Object {
+	if old := s.Get(o.From().Ref); old != nil && old.From() == o.From() && sameButOrigin(old, o) {
+		return old
+	}
+	return o
 }
 
 // Len returns how many objects of a kind are stored.

@@ -45,7 +45,10 @@ type Options struct {
 	// comparison: how many objects differed, and were read anew, or why it was not possible.
 	CheckEvery time.Duration
 	Checked    func(kind model.Kind, differed int, err error)
-	Logger     *slog.Logger
+	// Listing, when set, is called as a list of everything of a kind begins to come in, and again when it
+	// is complete or given up. It takes memory meanwhile. Calls for different kinds overlap.
+	Listing func(begins bool)
+	Logger  *slog.Logger
 	// Problems is called with all current problems, sorted by text, each time they change. The slice
 	// is the caller's.
 	Problems func([]Problem)
@@ -95,7 +98,7 @@ func Run(ctx context.Context, cfg *rest.Config, store *model.Store, opts Options
 		if err != nil {
 			return err
 		}
-		s := &sink{kind: kind, store: store, board: board, trim: opts.Trim, have: map[model.Key]held{}, bad: map[model.Key]struct{}{}}
+		s := &sink{kind: kind, store: store, board: board, trim: opts.Trim, listing: opts.Listing, have: map[model.Key]held{}, bad: map[model.Key]struct{}{}}
 		s.synced = func(n int) {
 			log.Info("first list applied", "kind", kind, "objects", n, "took", time.Since(start))
 			if left.Add(-1) == 0 {
@@ -190,6 +193,7 @@ func (r *runner) run(ctx context.Context) {
 		if err := reflector.ListAndWatchWithContext(current); err != nil && current.Err() == nil && !r.health.seen(err) {
 			r.health.note(ctx, "read", metav1.ListOptions{}, err)
 		}
+		r.sink.endList()
 		return false, nil
 	})
 }

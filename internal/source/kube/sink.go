@@ -3,6 +3,7 @@ package kube
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,6 +23,9 @@ type sink struct {
 	trim   func(model.Object) model.Object // may be nil
 	bad    map[model.Key]struct{}          // objects on the board
 	synced func(objects int)               // called after the first Replace; nil afterwards
+
+	listing func(begins bool) // see Options; may be nil
+	inList  atomic.Bool
 
 	mu   sync.Mutex
 	have map[model.Key]held // what the server has, as far as this reflector was told
@@ -73,6 +77,9 @@ func (s *sink) convert(obj any) (*slim, error) {
 		if s.trim != nil && value != nil {
 			value = s.trim(value)
 		}
+		if value != nil && err == nil {
+			value = s.store.Known(value)
+		}
 		m := o.(metav1.Object)
 		return &slim{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name, ResourceVersion: m.GetResourceVersion()}, ref: ref, obj: value, err: err}, nil
 	}
@@ -81,7 +88,19 @@ func (s *sink) convert(obj any) (*slim, error) {
 
 // Transformer makes the reflector convert objects of a streamed list as they come.
 func (s *sink) Transformer() cache.TransformFunc {
-	return func(obj any) (any, error) { return s.convert(obj) }
+	return func(obj any) (any, error) {
+		if s.listing != nil && !s.inList.Swap(true) {
+			s.listing(true)
+		}
+		return s.convert(obj)
+	}
+}
+
+// endList says that a list that began is complete, or given up.
+func (s *sink) endList() {
+	if s.inList.Swap(false) {
+		s.listing(false)
+	}
 }
 
 // Add takes in a new object.
@@ -148,6 +167,7 @@ func (s *sink) Delete(obj any) error {
 // Replace takes in a complete list: what this reflector stored and the list lacks was deleted while
 // nobody watched. All of it reaches the store as one batch.
 func (s *sink) Replace(list []any, _ string) error {
+	defer s.endList()
 	listed := make(map[model.Key]struct{}, len(list))
 	updates := make([]model.Update, 0, len(list))
 	for i, item := range list {
