@@ -40,6 +40,7 @@ type reader struct {
 const (
 	maxWaiting = 256
 	maxStarted = 16
+	maxBatches = 32 // read before some are handed over: more than the kernel's queue holds
 )
 
 func newReader(g *group, s *socket) *reader {
@@ -54,7 +55,7 @@ const maxTargets = 256
 // first, whatever it is: that keeps its queue short, and lets plain questions be answered before others
 // are begun.
 func (r *reader) run() {
-	for stopping := false; ; {
+	for stopping, batches := false, 0; ; {
 		n, err := r.socket.read(r.slow.len() == 0 && !stopping)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
@@ -67,9 +68,10 @@ func (r *reader) run() {
 		if n > 0 {
 			r.batch(n)
 		}
-		if n == batchLen && !r.slow.full() {
+		if batches++; n == batchLen && batches < maxBatches {
 			continue
 		}
+		batches = 0
 		if r.slow.len() > 0 {
 			r.slow.start(maxStarted, r.group)
 			runtime.Gosched()

@@ -26,12 +26,11 @@ type queue struct {
 	n     int
 }
 
-func (q *queue) len() int   { return q.n }
-func (q *queue) full() bool { return q.n == maxWaiting }
+func (q *queue) len() int { return q.n }
 
 // push adds packet i of a reader, and reports false when there is no room or no server for it.
 func (q *queue) push(r *reader, p *plan, i int) bool {
-	if q.full() || p == nil {
+	if q.n == maxWaiting || p == nil {
 		return false
 	}
 	q.list[(q.first+q.n)%maxWaiting] = waiting{socket: r.socket, server: p.server, packet: slices.Clone(r.socket.request(i)),

@@ -63,11 +63,11 @@ func (w *workload) measure(ctx context.Context, o *options, all []*server, out i
 			continue
 		}
 		rate, per := median(list, func(r result) float64 { return r.rate }), median(list, func(r result) float64 { return r.perCPU })
-		p50, p99, err := w.delays(ctx, s, file, o.span, rate/2)
+		delays, err := w.latencies(ctx, s, file, o.span, rate/2)
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
-		fmt.Fprintf(out, "| %s | %.0f | %.0f | %s | %s | %s, %s |\n", s.name, rate, per, ratio(per, stock), ratio(per, bare), short(p50), short(p99))
+		fmt.Fprintf(out, "| %s | %.0f | %.0f | %s | %s | %s, %s |\n", s.name, rate, per, ratio(per, stock), ratio(per, bare), short(at(delays, 50)), short(at(delays, 99)))
 	}
 	return nil
 }
@@ -141,13 +141,12 @@ func (w *workload) ask(ctx context.Context, s *server, file string, span time.Du
 	return r, nil
 }
 
-// delays asks at a rate and returns how long answers took.
-func (w *workload) delays(ctx context.Context, s *server, file string, span time.Duration, rate float64) (p50, p99 time.Duration, err error) {
+// latencies asks at a rate and returns in seconds how long answers took, the shortest first.
+func (w *workload) latencies(ctx context.Context, s *server, file string, span time.Duration, rate float64) ([]float64, error) {
 	cmd := w.dnsperf(ctx, s, file, span, "-q", "1000", "-v", "-Q", strconv.Itoa(max(1, int(rate))))
-	cmd.Stderr = os.Stderr
 	text, err := cmd.Output()
 	if err != nil {
-		return 0, 0, fmt.Errorf("dnsperf: %w", err)
+		return nil, fmt.Errorf("dnsperf: %w", err)
 	}
 	var list []float64
 	lines := bufio.NewScanner(bytes.NewReader(text))
@@ -160,11 +159,15 @@ func (w *workload) delays(ctx context.Context, s *server, file string, span time
 		}
 	}
 	if len(list) == 0 {
-		return 0, 0, fmt.Errorf("no answers at %.0f per second", rate)
+		return nil, fmt.Errorf("no answers at %.0f per second", rate)
 	}
 	slices.Sort(list)
-	at := func(p int) time.Duration { return time.Duration(list[(len(list)-1)*p/100] * float64(time.Second)) }
-	return at(50), at(99), lines.Err()
+	return list, lines.Err()
+}
+
+// at is a percentile of sorted seconds.
+func at(list []float64, p int) time.Duration {
+	return time.Duration(list[(len(list)-1)*p/100] * float64(time.Second))
 }
 
 // printFacts says on what the figures were taken.

@@ -162,5 +162,8 @@ func run(ctx context.Context, o *options) (err error) {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
 	}
+	if o.cases.MatchString("flood") {
+		return flood(ctx, o, all, os.Stdout)
+	}
 	return nil
 }

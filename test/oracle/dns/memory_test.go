@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
@@ -74,7 +75,7 @@ func TestMemory(t *testing.T) {
 	p := newPair(v)
 	defer p.close()
 	settled := func(what, rel, addr string) {
-		eventually(t, what, func() error {
+		within(t, 5*time.Minute, what, func() error {
 			x := p.ask(question{variant: v, name: relative(rel, "cluster.local."), typ: dns.TypeA, class: dns.ClassINET})
 			if strings.Contains(strings.Join(x.stock.answer, ""), addr) && strings.Contains(strings.Join(x.ours.answer, ""), addr) {
 				return nil

@@ -128,9 +128,14 @@ func start(t *testing.T, name, path, corefile string) *program {
 // eventually tries until it works.
 func eventually(t *testing.T, what string, try func() error) {
 	t.Helper()
+	within(t, patience, what, try)
+}
+
+func within(t *testing.T, limit time.Duration, what string, try func() error) {
+	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(patience)
+	deadline := time.After(limit)
 	for {
 		err := try()
 		if err == nil {
