@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,6 +89,12 @@ func (h *host) configure(t testing.TB, mtu, peer int) {
 	} {
 		h.ns.Exec(t, "ip", c...)
 	}
+	nstest.Wait(t, "the IPv6 address to be taken up", func() error { // by a work queue of the kernel
+		if out := h.ns.Exec(t, "ip", "-6", "route", "show", "table", "local"); !strings.Contains(out, pod(h.n, false)+" ") {
+			return errors.New(out)
+		}
+		return nil
+	})
 }
 
 func pod(n int, is4 bool) string {
@@ -145,7 +153,10 @@ func ping(t testing.TB, from, to *host, is4 bool, mtu int) {
 	if is4 {
 		headers = 28
 	}
-	from.ns.Exec(t, "ping", "-n", "-c", "1", "-W", "5", "-M", "do", "-s", fmt.Sprint(mtu-headers), pod(to.n, is4))
+	before := [2]Stats{from.path.Stats(), to.path.Stats()}
+	if out, err := from.ns.Output("ping", "-n", "-c", "1", "-W", "5", "-M", "do", "-s", fmt.Sprint(mtu-headers), pod(to.n, is4)); err != nil {
+		t.Fatalf("%v\n%s\nbefore %+v\nafter  %+v %+v\n%s", err, out, before, from.path.Stats(), to.path.Stats(), from.ns.Exec(t, "ip", "-s", "link", "show", testDev)+to.ns.Exec(t, "ip", "-s", "link", "show", testDev))
+	}
 }
 
 func TestPathCarriesBothFamiliesOverBoth(t *testing.T) {

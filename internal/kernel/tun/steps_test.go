@@ -213,6 +213,10 @@ func TestDeviceOutlivesPath(t *testing.T) {
 		t.Errorf("a closed path answers:\n%s", out)
 	}
 	h[0].open(t, true, Options{})
+	nstest.Wait(t, "the kernel to notice that the device has its carrier again", func() error {
+		_, err := h[0].ns.Output("ping", "-n", "-c", "1", "-W", "1", pod(2, true))
+		return err
+	})
 	ping(t, h[0], h[1], true, 1000)
 	ping(t, h[1], h[0], false, 1000)
 	if err := h[0].path.Err(); err != nil {

@@ -15,7 +15,7 @@ func switchOff(dev, feature string) error {
 		cmd, set, n uint32
 		text        [128][size]byte
 	}
-	strings.cmd, strings.set, strings.n = unix.ETHTOOL_GSTRINGS, names, uint32(len(strings.text))
+	strings.cmd, strings.set = unix.ETHTOOL_GSTRINGS, names // n 0: however many there are
 	if err := ethtool(dev, unsafe.Pointer(&strings)); err != nil {
 		return err
 	}
