@@ -114,7 +114,11 @@ func judge(p wire.Packet, e expected, f wire.Fate) string {
 		return fmt.Sprintf("%s, want it translated to one of %v", got, e.backends)
 	}
 	masked := e.masked || f.Sent.Dst.Addr() == p.Src.Addr() && p.Link() == "pods0"
-	if kept := f.Sent.Src == p.Src; masked != slices.Contains(own, f.Sent.Src.Addr()) || !masked && !kept {
+	link := own[0] // the address of the device that it leaves by
+	if wire.Pods.Contains(f.Sent.Dst.Addr()) || wire.Pods6.Contains(f.Sent.Dst.Addr()) {
+		link = own[1]
+	}
+	if masked && f.Sent.Src.Addr() != link || !masked && f.Sent.Src != p.Src {
 		return fmt.Sprintf("%s, want source masqueraded: %v", got, masked)
 	}
 	return ""
