@@ -31,6 +31,9 @@ type iptablesFamily struct {
 	told     map[service.Key]bool     // closed frontends that the log has
 }
 
+// chainsAtOnce bounds the chains in one input of the nftables variant's tools, whose time grows with their square.
+const chainsAtOnce = 2000
+
 // traces are how to see which variant of iptables a node's programs use: the kubelet makes the first chain for
 // others to look at (KEP-3178); older ones have only the second, which they make to see when it goes.
 var traces = ipt.Traces{Chains: []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}, Own: iptables.Prefix}
@@ -60,7 +63,11 @@ func newIPTablesVariant(log *slog.Logger, v ipt.Variant, why string) (service.Da
 		if err != nil {
 			return nil, hintIPTables(v, fmt.Errorf("service mode iptables, variant %s (%s), %s: %w", v, why, name, err))
 		}
-		p.families = append(p.families, &iptablesFamily{name: name, ipv6: ipv6, tool: tool, renderer: iptables.New(ipv6, tcpLiberal()), restore: tool.Restore})
+		r := iptables.New(ipv6, tcpLiberal())
+		if tool.NFTables() {
+			r.Parts = chainsAtOnce
+		}
+		p.families = append(p.families, &iptablesFamily{name: name, ipv6: ipv6, tool: tool, renderer: r, restore: tool.Restore})
 	}
 	return p, nil
 }

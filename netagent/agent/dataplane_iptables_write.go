@@ -74,21 +74,23 @@ func (f *iptablesFamily) write(log *slog.Logger) error {
 // load loads what is pending. When the tool refuses a line that belongs to a frontend, the frontend is
 // closed and the rest is tried again; any other refusal is the error returned.
 func (f *iptablesFamily) load() error {
-	for n := 0; ; n++ {
+	for refused := 0; ; {
 		input := f.renderer.Pending()
-		if input == "" {
-			f.renderer.Commit()
-			return nil
+		var err error
+		if input != "" {
+			err = f.restore(input)
 		}
-		err := f.restore(input)
 		if err == nil {
-			f.renderer.Commit()
+			if f.renderer.Commit() {
+				continue
+			}
 			return nil
 		}
 		key, ok := f.culprit(err)
-		if !ok || n == namedMax {
+		if !ok || refused == namedMax {
 			return err
 		}
+		refused++
 		one := []service.Key{key}
 		if !f.renderer.Close(one, false, err.Error()) && !f.renderer.Close(one, true, err.Error()) {
 			return err

@@ -27,7 +27,7 @@ func (r *Renderer) recount() {
 
 // countDirty counts what the kernel takes over, before it is noted.
 func (r *Renderer) countDirty() {
-	clear(r.last)
+	r.last, r.early = r.early, map[string]int{}
 	for id := range r.dirty {
 		want, have := r.want[id], r.have[id]
 		r.total[id.table] += len(want) - len(have)

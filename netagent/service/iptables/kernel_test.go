@@ -95,3 +95,27 @@ func (k fakeKernel) ours() string {
 	}
 	return strings.Join(out, "\n")
 }
+
+// reached prints what packets can come to: the chains that are not ours, and all that they lead to.
+func (k fakeKernel) reached() string {
+	var out strings.Builder
+	for _, table := range slices.Sorted(maps.Keys(k)) {
+		seen := map[string]bool{}
+		var visit func(chain string)
+		visit = func(chain string) {
+			if rules, there := k[table][chain]; there && !seen[chain] {
+				seen[chain] = true
+				fmt.Fprintln(&out, table, chain, rules)
+				for _, x := range rules {
+					visit(target(x))
+				}
+			}
+		}
+		for _, chain := range slices.Sorted(maps.Keys(k[table])) {
+			if !strings.HasPrefix(chain, Prefix) {
+				visit(chain)
+			}
+		}
+	}
+	return out.String()
+}

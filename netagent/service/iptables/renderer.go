@@ -31,6 +31,12 @@ type Renderer struct {
 	total     map[string]int      // rules of ours in the kernel, by table
 	last      map[string]int      // rules that the last Commit was about
 	fix       map[string][]string // table -> commands that repair the jumps from foreign chains
+	ahead     []chainID           // the part that Pending returned last; nil when that was all
+	early     map[string]int      // rules of parts since the last Commit of all, by table
+
+	// Parts is how many chains a part has at most, but for the last; 0: all is written at once. The nftables variant of the
+	// tools takes a time that grows with the square of the chains in one input.
+	Parts int
 }
 
 // slot is a key without the kind of its address; see service.Planner, which lets one frontend hold it.
@@ -47,7 +53,7 @@ func slotOf(k service.Key) slot {
 // tracking is liberal with TCP (net.netfilter.nf_conntrack_tcp_be_liberal), packets that it cannot place
 // are left alone.
 func New(ipv6, liberal bool) *Renderer {
-	r := &Renderer{family: newFamily(ipv6), liberal: liberal, have: map[chainID][]string{}, total: map[string]int{}, last: map[string]int{}}
+	r := &Renderer{family: newFamily(ipv6), liberal: liberal, have: map[chainID][]string{}, total: map[string]int{}, last: map[string]int{}, early: map[string]int{}}
 	r.reset()
 	return r
 }
@@ -61,6 +67,7 @@ func (r *Renderer) reset() {
 	r.want = map[chainID][]string{}
 	r.dirty = map[chainID]struct{}{}
 	r.fix = map[string][]string{}
+	r.ahead, r.early = nil, map[string]int{}
 	r.trees = map[chainID]*tree{}
 	for _, t := range FrontendTables {
 		for _, root := range []string{chainAddresses, chainNodePorts} {
@@ -301,21 +308,26 @@ func fixJumps(table string, chains map[string][]string, jumps []jump) (commands 
 }
 
 // Pending returns the input for iptables-restore that makes the kernel hold what is wanted, "" when
-// it does already. Call Commit once the kernel took it.
+// it does already; with Parts set, the next part of it. Call Commit once the kernel took it, and ask again.
 func (r *Renderer) Pending() string {
 	var b strings.Builder
 	for _, t := range tables {
-		r.pendingTable(&b, t)
+		if r.ahead = r.part(t); r.ahead != nil {
+			r.write(&b, t, r.ahead, nil)
+			return b.String()
+		}
+	}
+	for _, t := range tables {
+		r.write(&b, t, r.changed(t), r.fix[t])
 	}
 	return b.String()
 }
 
-// pendingTable writes one table: every chain that changes is declared first (which empties it, so
-// that no rule is left that leads to a chain about to go), then filled; chains go last, when nothing
-// leads to them.
-func (r *Renderer) pendingTable(b *strings.Builder, table string) {
+// write writes chains of one table: every one is declared first (which empties it, so that no rule is left
+// that leads to a chain about to go), then filled; chains go last, when nothing leads to them.
+func (r *Renderer) write(b *strings.Builder, table string, chains []chainID, fix []string) {
 	var declare, fill, remove []string
-	for _, id := range r.changed(table) {
+	for _, id := range chains {
 		declare = append(declare, ":"+id.name+" - [0:0]")
 		rules, ok := r.want[id]
 		for _, x := range rules {
@@ -325,7 +337,7 @@ func (r *Renderer) pendingTable(b *strings.Builder, table string) {
 			remove = append(remove, "-X "+id.name)
 		}
 	}
-	lines := slices.Concat(declare, fill, r.fix[table], remove)
+	lines := slices.Concat(declare, fill, fix, remove)
 	if len(lines) == 0 {
 		return
 	}
@@ -336,9 +348,7 @@ func (r *Renderer) pendingTable(b *strings.Builder, table string) {
 	b.WriteString("COMMIT\n")
 }
 
-// changed returns the dirty chains of a table that really differ, the last by name first: the nftables variant of
-// iptables-restore keeps the names that it was given in a sorted list, which it searches from the start for
-// every line, so that ten thousand in rising order take twice as long.
+// changed returns the dirty chains of a table that really differ, as sortChains sorts them.
 func (r *Renderer) changed(table string) (out []chainID) {
 	for id := range r.dirty {
 		if id.table != table {
@@ -350,12 +360,16 @@ func (r *Renderer) changed(table string) (out []chainID) {
 			out = append(out, id)
 		}
 	}
-	slices.SortFunc(out, func(a, b chainID) int { return strings.Compare(b.name, a.name) })
+	sortChains(out)
 	return out
 }
 
-// Commit notes that the kernel took what Pending returned.
-func (r *Renderer) Commit() {
+// Commit notes that the kernel took what Pending returned. It reports whether there is more.
+func (r *Renderer) Commit() (more bool) {
+	if r.ahead != nil {
+		r.commitPart()
+		return true
+	}
 	r.countDirty()
 	for id := range r.dirty {
 		if want, ok := r.want[id]; ok {
@@ -367,4 +381,5 @@ func (r *Renderer) Commit() {
 	clear(r.fix)
 	// Not cleared: that costs what the map once held, after a Replace all there is.
 	r.dirty, r.touched = map[chainID]struct{}{}, map[slot]struct{}{}
+	return false
 }

@@ -240,12 +240,21 @@ func (w *world) all() (all []service.Frontend) {
 // sync writes what is pending, as the dataplane does.
 func (w *world) sync(t *testing.T) {
 	t.Helper()
-	if in := w.r.Pending(); in != "" {
-		if err := w.kernel.load(in); err != nil {
-			t.Fatalf("the kernel would refuse: %v\n%s", err, in)
+	for more := true; more; {
+		before := ""
+		if w.r.Parts > 0 {
+			before = w.kernel.reached()
+		}
+		in := w.r.Pending()
+		if in != "" {
+			if err := w.kernel.load(in); err != nil {
+				t.Fatalf("the kernel would refuse: %v\n%s", err, in)
+			}
+		}
+		if more = w.r.Commit(); more && w.kernel.reached() != before {
+			t.Fatalf("a part of the change, but not all, is in the way of packets:\n%s", in)
 		}
 	}
-	w.r.Commit()
 	if in := w.r.Pending(); in != "" {
 		t.Fatalf("pending after a commit:\n%s", in)
 	}
@@ -258,6 +267,7 @@ func TestIncrementalEqualsWhole(t *testing.T) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			w := &world{rnd: rand.New(rand.NewPCG(seed, 1)), ipv6: seed%2 == 1, table: map[slot]service.Frontend{}, kernel: newFakeKernel()}
 			w.r = New(w.ipv6, false)
+			w.r.Parts = int(seed%3) * 5
 			w.r.Replace(nil, w.net, Saved(w.kernel))
 			w.sync(t)
 			for range 25 {
@@ -356,6 +366,41 @@ func TestReplaceRepairsJumps(t *testing.T) {
 	w.sync(t)
 	if got := k.ours(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestParts: very many new chains are written in parts, none larger than asked for but the last.
+func TestParts(t *testing.T) {
+	r, k := New(false, false), newFakeKernel()
+	r.Parts = 50
+	var all []service.Frontend
+	for i := range 400 {
+		all = append(all, frontend(fmt.Sprintf("s%d", i), service.ClusterIP, model.TCP, fmt.Sprintf("10.96.%d.%d:80", i/250, i%250+1), far("10.244.2.7:80")))
+	}
+	r.Replace(all, service.Net{}, Saved(k))
+	parts := 1
+	for ; ; parts++ {
+		in := r.Pending()
+		if err := k.load(in); err != nil {
+			t.Fatalf("part %d: %v", parts, err)
+		}
+		if !r.Commit() {
+			break
+		}
+		if n := strings.Count(in, "\n:"); n > r.Parts {
+			t.Errorf("part %d has %d chains", parts, n)
+		}
+	}
+	if parts < 400/50 {
+		t.Errorf("%d parts", parts)
+	}
+	whole := New(false, false)
+	whole.Replace(all, service.Net{}, Saved(k))
+	if in := whole.Pending(); in != "" {
+		t.Errorf("the parts are not the whole; missing:\n%s", in)
+	}
+	if got, want := r.Rules(), whole.Rules(); got["nat"].Total != want["nat"].Total || got["nat"].Last != want["nat"].Total {
+		t.Errorf("counted %+v, want %+v", got, want)
 	}
 }
 
