@@ -272,6 +272,7 @@ func TestOverlayRepairs(t *testing.T) {
 		{"IPv6 route made unreachable", []string{"ip -6 route del fd00:10:244:2::/64", "ip -6 route add unreachable fd00:10:244:2::/64 metric 1024"}},
 		{"route of ours with an MTU", []string{"ip route change 10.244.2.0/24 via 192.168.77.2 dev eth0 mtu 600 proto 66"}},
 		{"IP forwarding switched off", []string{"echo 0 >/proc/sys/net/ipv4/ip_forward", "echo 0 >/proc/sys/net/ipv6/conf/all/forwarding"}},
+		{"all routes of ours flushed, as by a manager of networks that wants no foreign ones", []string{"ip route flush proto 66", "ip -6 route flush proto 66"}},
 		{"stray route of ours", []string{"ip route add 10.99.0.0/16 via 192.168.77.3 proto 66"}},
 	}
 	hostgw := []damage{
