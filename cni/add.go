@@ -36,7 +36,7 @@ func add(args *skel.CmdArgs) (err error) {
 	if err != nil {
 		return err
 	}
-	alias, err := podName(args.Args)
+	alias, uid, err := podName(args.Args)
 	if err != nil {
 		return err
 	}
@@ -64,12 +64,12 @@ func add(args *skel.CmdArgs) (err error) {
 		}
 	}()
 
-	return plug(&back, conf, args, node, pod, alias)
+	return plug(&back, conf, args, node, pod, podID{alias, uid})
 }
 
 // plug makes the attachment and prints the result, and notes in back how to
 // undo each step.
-func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *netns.NS, alias string) error {
+func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *netns.NS, id podID) error {
 	if err := refuseExisting(pod, args); err != nil {
 		return err
 	}
@@ -92,13 +92,13 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 	name, mac := link.HostVethName(args.ContainerID, args.IfName), podMAC(conf, args)
 	back.push(func() error { _, err := antispoof.Remove(name); return err })
 	host, err := link.AddVeth(node, link.Veth{
-		Host: name, Pod: args.IfName, PodMAC: mac, PodNS: pod.Fd(), Bridge: bridge.Index, MTU: conf.MTU, Alias: alias,
+		Host: name, Pod: args.IfName, PodMAC: mac, PodNS: pod.Fd(), Bridge: bridge.Index, MTU: conf.MTU, Alias: id.name,
 	})
 	if err != nil {
 		return err
 	}
 	back.push(func() error { _, err := link.DeleteVeth(node, host.Name); return err })
-	if err := guard(conf, antispoof.Pod{Owner: ownerOf(args, alias), MAC: mac, Addrs: addrsOf(leases)}); err != nil {
+	if err := guard(conf, antispoof.Pod{Owner: ownerOf(args, id.name), MAC: mac, Addrs: addrsOf(leases)}); err != nil {
 		return err
 	}
 
@@ -123,7 +123,10 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 			return err
 		}
 	}
-	if err := openPorts(back, conf, node, ownerOf(args, alias), leases); err != nil {
+	if err := openPorts(back, conf, node, ownerOf(args, id.name), leases); err != nil {
+		return err
+	}
+	if err := isolate(conf, args, id, host.Name, leases); err != nil {
 		return err
 	}
 	return types.PrintResult(result(conf, args.Netns, bridge, host, inside, leases), conf.CNIVersion)
@@ -263,10 +266,13 @@ func isOwn(pod *netns.NS) (bool, error) {
 	return pod.Same(own)
 }
 
-// podName reads namespace/name of the pod from CNI_ARGS ("K=V;K=V"), empty
+// podID is the pod as CNI_ARGS have it; empty where the runtime does not say.
+type podID struct{ name, uid string } // namespace/name
+
+// podName reads namespace/name and UID of the pod from CNI_ARGS ("K=V;K=V"), empty
 // when the runtime does not say. Arguments that are not known are errors
 // unless IgnoreUnknown is set (CNI conventions, CNI_ARGS).
-func podName(cniArgs string) (string, error) {
+func podName(cniArgs string) (name, uid string, err error) {
 	known := map[string]string{
 		"IgnoreUnknown": "", "K8S_POD_NAMESPACE": "", "K8S_POD_NAME": "", "K8S_POD_INFRA_CONTAINER_ID": "", "K8S_POD_UID": "",
 		"IP": "", "MAC": "", // see requestArgs
@@ -281,11 +287,11 @@ func podName(cniArgs string) (string, error) {
 		}
 	}
 	if ignore := strings.ToLower(known["IgnoreUnknown"]); len(unknown) > 0 && ignore != "1" && ignore != "true" {
-		return "", types.NewError(types.ErrInvalidEnvironmentVariables,
+		return "", "", types.NewError(types.ErrInvalidEnvironmentVariables,
 			fmt.Sprintf("CNI_ARGS has %q: expected K8S_POD_NAMESPACE and its like, or IgnoreUnknown=1", unknown), "")
 	}
 	if known["K8S_POD_NAME"] == "" {
-		return "", nil
+		return "", "", nil
 	}
-	return known["K8S_POD_NAMESPACE"] + "/" + known["K8S_POD_NAME"], nil
+	return known["K8S_POD_NAMESPACE"] + "/" + known["K8S_POD_NAME"], known["K8S_POD_UID"], nil
 }

@@ -44,6 +44,7 @@ type config struct {
 	ToPod, FromPod link.Rate
 	// AntiSpoofing keeps pods from sending with addresses that are not theirs.
 	AntiSpoofing bool
+	PolicySocket string // of the agent that enforces policy; empty: nobody does
 	ReadyFile    string // there since pods can be reached; empty: always
 	DNS          types.DNS
 	Prev         *types100.Result // nil unless chained or CHECK
@@ -62,6 +63,7 @@ type rawConfig struct {
 	DNS        types.DNS      `json:"dns"`
 	IPAM       rawIPAM        `json:"ipam"`
 	ReadyFile  string         `json:"readyFile"`
+	Policy     string         `json:"policySocket"`
 	AntiSpoof  *bool          `json:"antiSpoofing"`
 	Runtime    rawRuntime     `json:"runtimeConfig"`
 	Args       rawArgs        `json:"args"`
@@ -179,7 +181,7 @@ func kindName(t reflect.Type) string {
 // base checks what every verb needs. The configuration it returns is usable
 // for DEL also with an error: what could be understood is in it.
 func (raw rawConfig) base(data []byte) (*config, error) {
-	c := &config{CNIVersion: raw.CNIVersion, Name: raw.Name, Bridge: defaultBridge, DataDir: ipam.DefaultDir, ReadyFile: raw.ReadyFile, DNS: raw.DNS,
+	c := &config{CNIVersion: raw.CNIVersion, Name: raw.Name, Bridge: defaultBridge, DataDir: ipam.DefaultDir, ReadyFile: raw.ReadyFile, PolicySocket: raw.Policy, DNS: raw.DNS,
 		AntiSpoofing: raw.AntiSpoof == nil || *raw.AntiSpoof}
 	level := slog.LevelInfo
 	lerr := level.UnmarshalText([]byte(cmp.Or(raw.LogLevel, "info")))

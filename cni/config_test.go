@@ -112,7 +112,7 @@ func TestPodName(t *testing.T) {
 		"FOO=bar":                     `CNI_ARGS has ["FOO=bar"]: expected K8S_POD_NAMESPACE and its like, or IgnoreUnknown=1`,
 		"IgnoreUnknown=0;K8S_POD_UID": `CNI_ARGS has ["K8S_POD_UID"]`,
 	} {
-		got, err := podName(args)
+		got, _, err := podName(args)
 		if err != nil {
 			got = err.Error()
 		}

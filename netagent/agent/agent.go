@@ -31,6 +31,7 @@ type Agent struct {
 	ledger   *ledger
 	proxy    *proxyMetrics
 	health   *healthPorts               // nil with service mode "none"
+	policies *policies                  // nil with policy "off"
 	podRules *podRules                  // nil without a folder for the CNI configuration
 	loops    []*reconcile.Loop          // in the order they are reported
 	byName   map[string]*reconcile.Loop // the same
@@ -129,6 +130,16 @@ func (a *Agent) build() error {
 		a.health = newHealthPorts(s.planner, a.proxyHealthy, a.log)
 		a.addLoop("health-ports", a.health.step, healthPortsRetry)
 	}
+	if a.cfg.Policy == "enforce" {
+		p, err := newPolicies(a.cfg)
+		if err != nil {
+			return err
+		}
+		a.policies = p
+		a.addLoop("policy", p.step, policyAudit)
+		a.addLoop("policy-flows", p.flows.step, 0)
+		p.flows.kick = a.byName["policy-flows"].Kick
+	}
 	if a.cfg.CNIConfDir != "" {
 		a.addLoop("cni", a.cniStep, 10*time.Second)
 		if a.overlay != nil {
@@ -162,6 +173,9 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 	case <-a.store.Synced():
 	}
 	a.log.Info("cluster state complete", "rev", a.store.Rev(), "took", time.Since(a.started).Round(time.Millisecond))
+	if a.policies == nil && (a.overlay != nil || a.services != nil) { // an agent that touches the kernel at all
+		a.endEnforcement()
+	}
 	rev := a.store.Rev()
 	cancel := a.store.Subscribe(a.onChange)
 	defer cancel()
@@ -178,7 +192,7 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 			wg.Go(func() { l.Run(ctx) })
 		}
 	}
-	for _, name := range []string{"overlay", "services"} {
+	for _, name := range []string{"overlay", "services", "policy"} {
 		l := a.byName[name]
 		if l == nil {
 			continue
@@ -207,6 +221,9 @@ func (a *Agent) close() {
 			a.log.Warn("close the overlay's sockets", "err", err)
 		}
 	}
+	if a.policies != nil {
+		a.policies.close()
+	}
 	if a.podRules != nil {
 		a.podRules.close()
 	}
@@ -232,11 +249,7 @@ func (a *Agent) onChange(rev uint64, changes []model.Change) {
 			a.byName["health-ports"].Kick()
 		}
 	}
-	if slices.ContainsFunc(changes, func(c model.Change) bool { return c.Kind == model.KindNetworkPolicy && c.Old == nil }) {
-		a.warnPolicy.Do(func() {
-			a.log.Warn("NetworkPolicy objects are read but NOT enforced by this release: pods are open to each other")
-		})
-	}
+	a.notePolicies(rev, changes)
 	if !slices.ContainsFunc(changes, func(c model.Change) bool { return c.Kind == model.KindNode }) {
 		return
 	}
@@ -287,7 +300,10 @@ func (a *Agent) report() status.Report {
 	told := a.told.Load() // before the loops are asked: what comes later must not count as programmed
 	r := status.Report{Node: a.cfg.Node, Version: a.cfg.Version, Started: a.started, Source: a.cfg.source(),
 		Current: a.store.Current(), Synced: a.store.HasSynced(), Revision: a.store.Rev(), Objects: map[string]int{},
-		Policies: a.store.Len(model.KindNetworkPolicy), Found: a.found()}
+		Found: a.found()}
+	if a.policies == nil {
+		r.Policies = a.store.Len(model.KindNetworkPolicy)
+	}
 	for _, k := range model.Kinds {
 		r.Objects[string(k)] = a.store.Len(k)
 	}

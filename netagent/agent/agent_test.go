@@ -30,9 +30,10 @@ status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
 func start(t *testing.T, manifests string) (cfg Config, stop func() error) {
 	t.Helper()
 	dir := t.TempDir()
-	cfg = Config{Node: "n1", Manifests: manifests, RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"),
-		CNIConfDir: filepath.Join(dir, "cni"), Overlay: "none", VNI: 1, Port: 8472, ServiceMode: "none", Version: "test",
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	cfg = DefaultConfig()
+	cfg.Node, cfg.Manifests, cfg.RunDir, cfg.StateDir = "n1", manifests, filepath.Join(dir, "run"), filepath.Join(dir, "state")
+	cfg.CNIConfDir, cfg.Overlay, cfg.ServiceMode, cfg.HTTP, cfg.HealthzBind = filepath.Join(dir, "cni"), "none", "none", "", ""
+	cfg.Version, cfg.Log = "test", slog.New(slog.NewTextHandler(io.Discard, nil))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- Run(ctx, cfg) }()

@@ -43,6 +43,8 @@ func Cleanup(ctx context.Context, c Config) (removed []string, err error) {
 		}
 		removed = append(removed, had...)
 	}
+	policy, err := removePolicyTables()
+	removed, errs = append(removed, policy...), append(errs, err)
 	links, err := cleanupLinks(c)
 	removed, errs = append(removed, links...), append(errs, err)
 	if err == nil { // as long as the pods' bridge is there, these tables guard the node

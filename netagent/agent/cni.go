@@ -34,6 +34,7 @@ type cniPlugin struct {
 	Type         string          `json:"type"`
 	Capabilities map[string]bool `json:"capabilities"` // what the runtime is to tell the plugin about each pod
 	ReadyFile    string          `json:"readyFile"`
+	PolicySocket string          `json:"policySocket,omitempty"` // of the agent, while it enforces policy
 	Bridge       string          `json:"bridge"`
 	MTU          int             `json:"mtu,omitempty"`
 	IPAM         cniIPAM         `json:"ipam"`
@@ -95,6 +96,9 @@ func (a *Agent) conflist(node *model.Node) cniConflist {
 	}
 	if a.cfg.MTU > 0 {
 		p.MTU = a.cfg.MTU
+	}
+	if a.policies != nil {
+		p.PolicySocket = a.cfg.Socket()
 	}
 	for _, c := range node.PodCIDRs {
 		p.IPAM.Ranges = append(p.IPAM.Ranges, []cniRange{{c}})

@@ -19,8 +19,10 @@ import (
 
 // Service modes and overlay backends that a Config accepts.
 var (
-	ServiceModes = []string{"auto", "nftables", "iptables", "none"}
-	Overlays     = []string{"vxlan", "host-gw", "udp", "ipip", "wireguard", "none"}
+	ServiceModes  = []string{"auto", "nftables", "iptables", "none"}
+	Overlays      = []string{"vxlan", "host-gw", "udp", "ipip", "wireguard", "none"}
+	Policies      = []string{"off", "enforce"}
+	PolicyDenials = []string{"reject", "drop"}
 )
 
 // Config is what `netagent run` is told. Zero values are not defaults: use DefaultConfig.
@@ -47,6 +49,8 @@ type Config struct {
 	WireGuardPort int           // UDP port of overlay wireguard
 	KeyAge        time.Duration // after which a WireGuard key is replaced; 0 = never
 	ServiceMode   string        // one of ServiceModes
+	Policy        string        // one of Policies
+	PolicyDeny    string        // one of PolicyDenials: what becomes of what no policy allows
 	// MasqueradeAll, ExternalIPs (CIDRs, comma-separated) and NodePortAddresses (the same, or "primary"; empty = all)
 	// are explained at service.Config.
 	MasqueradeAll     bool
@@ -77,7 +81,7 @@ func DefaultConfig() Config {
 	return Config{
 		Node: strings.ToLower(host), RunDir: run, StateDir: "/var/lib/braid", CNIConfDir: "/etc/cni/net.d",
 		Overlay: "vxlan", VNI: 1, Port: 8472, UDPPort: udp.Port, WireGuardPort: wireguard.Port, NodeMask4: 24, NodeMask6: 64,
-		ServiceMode: "auto", HTTP: "127.0.0.1:10249",
+		ServiceMode: "auto", Policy: "off", PolicyDeny: "reject", HTTP: "127.0.0.1:10249",
 		Conntrack: defaultConntrack, Version: "devel", Log: slog.Default(),
 	}
 }
@@ -91,6 +95,10 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("manifests and kubeconfig: give one of them: the cluster is read from one place only")
 	case !slices.Contains(Overlays, c.Overlay):
 		return fmt.Errorf("overlay: unknown backend %q: use one of %s", c.Overlay, strings.Join(Overlays, ", "))
+	case !slices.Contains(Policies, c.Policy):
+		return fmt.Errorf("policy: unknown value %q: use one of %s", c.Policy, strings.Join(Policies, ", "))
+	case !slices.Contains(PolicyDenials, c.PolicyDeny):
+		return fmt.Errorf("policy-deny: unknown value %q: use one of %s", c.PolicyDeny, strings.Join(PolicyDenials, ", "))
 	case !slices.Contains(ServiceModes, c.ServiceMode):
 		return fmt.Errorf("service-mode: unknown mode %q: use one of %s", c.ServiceMode, strings.Join(ServiceModes, ", "))
 	case c.VNI < 1 || c.VNI >= 1<<24:

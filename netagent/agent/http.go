@@ -68,6 +68,7 @@ func (a *Agent) adminHandler() http.Handler {
 		_ = r.JSON(w)
 	})
 	m.HandleFunc("GET /services", a.answerServices)
+	m.HandleFunc("POST /attachments", a.answerAttachment)
 	return m
 }
 

@@ -23,6 +23,7 @@ type Compiler struct {
 
 	mu         sync.Mutex // held over Flush and Eval
 	namespaces map[string]*namespace
+	attached   map[model.Key]Attachment
 	owners     map[netip.Addr][]*pod // who claims an address, the latest last
 	sets       map[string]*set       // by ID
 	spread     *index[*set]          // sets that choose namespaces by their labels
@@ -42,7 +43,7 @@ type Compiler struct {
 func NewCompiler(node string) *Compiler {
 	return &Compiler{
 		node:       node,
-		namespaces: map[string]*namespace{}, owners: map[netip.Addr][]*pod{}, sets: map[string]*set{}, spread: newIndex[*set](),
+		namespaces: map[string]*namespace{}, attached: map[model.Key]Attachment{}, owners: map[netip.Addr][]*pod{}, sets: map[string]*set{}, spread: newIndex[*set](),
 		ports: map[string]map[*set]struct{}{}, sections: map[string]*section{}, chains: map[string]*chain{},
 		touched: map[*set]struct{}{}, dirtyTargets: map[*pod]struct{}{}, retold: map[*section]struct{}{}, gone: map[model.Key]Target{},
 		newSections: map[*section]struct{}{}, newChains: map[*chain]struct{}{},

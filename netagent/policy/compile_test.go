@@ -138,6 +138,58 @@ func TestAddressPassesOn(t *testing.T) {
 	}
 }
 
+// TestAttached: a pod has its addresses from the moment on at which the node says so, but only that pod.
+func TestAttached(t *testing.T) {
+	c, m := NewCompiler("n1"), newMirror()
+	flush := func() {
+		t.Helper()
+		if err := m.apply(c.Flush()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	holder := func() string {
+		flush()
+		for _, x := range m.targets {
+			return x.Pod.String() + " " + x.UID
+		}
+		return "nobody"
+	}
+	is := func(what, want string) {
+		t.Helper()
+		if got := holder(); got != want {
+			t.Errorf("%s: %s has the address, want %s", what, got, want)
+		}
+	}
+	pod := func(uid, status string) model.Change {
+		p := setPod("a/p", "", "nodeName: n1", status)
+		p.New.(*model.Pod).UID = uid
+		return p
+	}
+	link := Attachment{Pod: model.Key{Namespace: "a", Name: "p"}, UID: "2", Link: "brd1", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}
+	c.Apply(0, []model.Change{setNamespace("a"), pod("1", "")})
+	c.Attach(link)
+	is("while the pod is not known, but an older one of its name", "nobody")
+	c.Apply(0, []model.Change{pod("2", "")})
+	is("when the pod is known", "a/p 2")
+	c.Apply(0, []model.Change{setPod("a/stale", "", "nodeName: n1", "podIP: 10.0.0.1, phase: Running")})
+	is("with another one that claims it later", "a/p 2")
+	c.Apply(0, []model.Change{gone(setPod("a/stale", "", "", "")), pod("2", "podIP: 10.0.0.1")})
+	is("when its status has it too", "a/p 2")
+	c.Detach(func(string) bool { return true })
+	c.Apply(0, []model.Change{pod("2", "podIP: 10.0.0.1, phase: Failed")})
+	is("when it has ended", "nobody")
+	c.Apply(0, []model.Change{gone(pod("2", ""))})
+	flush()
+	if len(c.attached) > 0 {
+		t.Errorf("attachments of a pod that is gone: %v", c.attached)
+	}
+	c.Attach(link)
+	c.Apply(0, []model.Change{pod("2", "")})
+	is("attached again", "a/p 2")
+	c.Detach(func(string) bool { return false })
+	is("when the interface is gone", "nobody")
+}
+
 // TestSetsAreShared: what means the same is one set, however it is written and whoever asks.
 func TestSetsAreShared(t *testing.T) {
 	c := NewCompiler("")

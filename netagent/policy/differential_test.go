@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	count = flag.Int("policy.worlds", 2000, "how many random clusters TestDifferential tries")
+	count = flag.Int("policy.worlds", 1000, "how many random clusters TestDifferential tries")
 	seed  = flag.Uint64("policy.seed", 1, "of TestDifferential's random clusters")
 )
 

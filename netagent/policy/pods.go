@@ -23,12 +23,61 @@ type pod struct {
 // claimed are the addresses that a pod may have. One that is finished has none, whatever its status
 // says: they may be another pod's by now. A pod on the host's network has those of the node, which
 // stand for everything that runs there; selectors do not see it.
-func claimed(o *model.Pod) []netip.Addr {
+func (c *Compiler) claimed(o *model.Pod) []netip.Addr {
 	if o == nil || o.Finished() || o.HostNetwork {
 		return nil
 	}
+	if x, ok := c.attached[o.Key]; ok && x.of(o) {
+		return slices.Concat(o.IPs, x.Addrs)
+	}
 	return o.IPs
 }
+
+// Attachment is an interface that the node made for a pod, known before the API server knows the pod's
+// addresses.
+type Attachment struct {
+	Pod   model.Key
+	UID   string // of the pod; empty where the runtime does not say
+	Link  string // the node's end of the interface
+	Addrs []netip.Addr
+}
+
+// Attach gives a pod its addresses. They are in force with the next Flush if the pod is known by then, and
+// else when it is. A later attachment takes the place of an earlier one of the same pod.
+func (c *Compiler) Attach(a Attachment) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.attached[a.Pod] = a
+	c.again(a.Pod)
+}
+
+// Detach forgets the attachments whose interfaces are gone.
+func (c *Compiler) Detach(alive func(link string) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key, a := range c.attached {
+		if !alive(a.Link) {
+			delete(c.attached, key)
+			c.again(key)
+		}
+	}
+}
+
+// again looks at a pod once more, after something other than its object changed.
+func (c *Compiler) again(key model.Key) {
+	if ns := c.namespaces[key.Namespace]; ns != nil && ns.pods[key.Name] != nil {
+		c.setPod(key, ns.pods[key.Name].obj)
+	}
+}
+
+// here reports whether a pod is attached to this node under an address.
+func (c *Compiler) here(p *pod, a netip.Addr) bool {
+	x, ok := c.attached[p.obj.Key]
+	return ok && x.of(p.obj) && slices.Contains(x.Addrs, a)
+}
+
+// of reports whether an attachment is that of a pod, and not of another one of the same name.
+func (a Attachment) of(o *model.Pod) bool { return a.UID == "" || o.UID == "" || a.UID == o.UID }
 
 // setPod takes in a pod as it is now; nil when it is gone.
 func (c *Compiler) setPod(key model.Key, o *model.Pod) {
@@ -44,7 +93,7 @@ func (c *Compiler) setPod(key model.Key, o *model.Pod) {
 	}
 	old, before := p.obj, p.claims
 	c.leave(p)
-	p.claims = claimed(o)
+	p.claims = c.claimed(o)
 	if o != nil {
 		p.obj = o
 	}
@@ -68,6 +117,9 @@ func (c *Compiler) setPod(key model.Key, o *model.Pod) {
 	c.join(p)
 	c.retake(p, o)
 	if o == nil {
+		if x, ok := c.attached[key]; ok && x.of(p.obj) {
+			delete(c.attached, key)
+		}
 		delete(ns.pods, key.Name)
 		c.drop(ns)
 	}
@@ -83,13 +135,21 @@ func (c *Compiler) unclaim(p *pod, addrs []netip.Addr) {
 }
 
 // owner is the pod that an address belongs to. Two may claim it for a while, when it passes from one
-// to the other and news of that come in the wrong order: then one that is not about to end, and among
-// those the one that claimed it last.
+// to the other and news of that come in the wrong order: then the one that this node has it attached for, or
+// one that is not about to end, and among equals the one that claimed it last.
 func (c *Compiler) owner(a netip.Addr) *pod {
 	var best *pod
+	most := 0
 	for _, p := range c.owners[a] {
-		if best == nil || best.obj.Terminating || !p.obj.Terminating {
-			best = p
+		rank := 1
+		switch {
+		case c.here(p, a):
+			rank = 3
+		case !p.obj.Terminating:
+			rank = 2
+		}
+		if rank >= most {
+			best, most = p, rank
 		}
 	}
 	return best

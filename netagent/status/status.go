@@ -96,7 +96,7 @@ func (r *Report) Text(w io.Writer, now time.Time) error {
 		}
 	}
 	if r.Policies > 0 {
-		fmt.Fprintf(w, "WARNING: %d NetworkPolicy objects are read but NOT enforced by this release\n", r.Policies)
+		fmt.Fprintf(w, "WARNING: %d NetworkPolicy objects are read but NOT enforced (policy: off)\n", r.Policies)
 	}
 	for _, p := range r.Problems {
 		fmt.Fprintf(w, "problem: %s (since %s)\n", p.Text, ago(now, p.Since))

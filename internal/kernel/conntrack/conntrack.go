@@ -16,9 +16,10 @@ import (
 	"github.com/braidnet/braid/internal/kernel/link"
 )
 
-// Flow is one entry of the table, without its source.
+// Flow is one entry of the table.
 type Flow struct {
 	Protocol uint8
+	Src      netip.AddrPort // the client, as it sent its first packet
 	Dst      netip.AddrPort // where the client sent its first packet
 	Answers  netip.AddrPort // where replies come from; other than Dst when that was translated
 	Answered bool           // a reply came

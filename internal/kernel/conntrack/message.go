@@ -82,7 +82,7 @@ func parse(b []byte) (e entry, err error) {
 		switch kind {
 		case nl.CTA_TUPLE_ORIG:
 			e.tuple = v
-			_, e.Dst, err = e.parseTuple(v)
+			e.Src, e.Dst, err = e.parseTuple(v)
 		case nl.CTA_TUPLE_REPLY:
 			e.Answers, _, err = e.parseTuple(v)
 		case nl.CTA_STATUS:

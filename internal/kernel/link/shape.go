@@ -31,7 +31,7 @@ const shapingLatency = 0.025
 
 // IfbName is the name of the device that what a pod sends is led through, from the same as HostVethName.
 func IfbName(containerID, ifname string) string {
-	return "bwp" + strings.TrimPrefix(HostVethName(containerID, ifname), "brd")
+	return "bwp" + strings.TrimPrefix(HostVethName(containerID, ifname), VethPrefix)
 }
 
 // Shape puts token buckets where packets leave the node towards the pod, and, since the kernel only delays

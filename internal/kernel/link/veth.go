@@ -14,6 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// VethPrefix begins the names of the host ends of pod interfaces.
+const VethPrefix = "brd"
+
 // HostVethName is the name of the host end of a pod interface: `brd` and 11
 // hex digits of a hash, 14 of the 15 bytes a name may have. It follows from
 // what every CNI call carries, so that DEL finds the link when the pod's
@@ -21,7 +24,7 @@ import (
 func HostVethName(containerID, ifname string) string {
 	// Neither part may hold a slash, so no two pairs give the same text.
 	sum := sha256.Sum256([]byte(containerID + "/" + ifname))
-	return "brd" + hex.EncodeToString(sum[:])[:11]
+	return VethPrefix + hex.EncodeToString(sum[:])[:11]
 }
 
 // PodMAC is the hardware address of a pod interface, from the same as HostVethName: unicast and locally

@@ -50,6 +50,7 @@ const (
 // Kernel numbers the rules compare with.
 const (
 	ctEstablished, ctRelated = 1 << 1, 1 << 2 // NF_CT_STATE_BIT of IP_CT_ESTABLISHED and IP_CT_RELATED
+	ctDNAT                   = 1 << 5         // IPS_DST_NAT
 	rejectICMP, rejectReset  = 0, 1           // NFT_REJECT_…
 	tcp, icmpv6              = 6, 58
 )
@@ -63,6 +64,7 @@ var (
 // Options say how a node's policy is enforced.
 type Options struct {
 	Bridge string // the interface behind which all pods of the node are
+	Links  string // how the names of the pods' links begin
 	Drop   bool   // denied packets vanish, instead of being refused
 }
 
@@ -89,6 +91,9 @@ func Skeleton(nf desired.NFTFamily, o Options) desired.NFTTable {
 		return &desired.NFTHook{Type: "filter", Hook: number, Priority: priority}
 	}
 	refuse := desired.NFTChain{Name: chainRefuse, Rules: []desired.NFTRule{
+		// Where br_netfilter is at work, what a pod sends bears the mark of the bridge, and a reset would go straight back to
+		// the sender with the pod's address as its source instead of the service's.
+		rule("refuse at once, through the translation of services", from, translated(), words{&expr.Reject{Type: rejectICMP, Code: f.prohibited}}),
 		rule("refuse at once", is(protocol, tcp), words{&expr.Reject{Type: rejectReset}}),
 		rule("refuse at once", words{&expr.Reject{Type: rejectICMP, Code: f.prohibited}}),
 	}}
@@ -114,6 +119,12 @@ func Skeleton(nf desired.NFTFamily, o Options) desired.NFTTable {
 			refuse,
 		},
 	}
+	t.Comment = layout(&t)
+	return t
+}
+
+// layout is a table's comment: it ends in a digest of everything static.
+func layout(t *desired.NFTTable) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%v %+v\n", t.Family, t.Sets)
 	for _, c := range t.Chains {
@@ -122,8 +133,7 @@ func Skeleton(nf desired.NFTFamily, o Options) desired.NFTTable {
 			fmt.Fprintf(h, "%s %s\n", digest(r), r.Comment)
 		}
 	}
-	t.Comment = fmt.Sprintf("Braid policy, layout %x", h.Sum(nil)[:8])
-	return t
+	return fmt.Sprintf("Braid policy, layout %x", h.Sum(nil)[:8])
 }
 
 // entry begins a base chain with what policy has no say in, and goes on with rules.

@@ -77,10 +77,15 @@ func link(which expr.MetaKey, name string) words {
 	}, padded...)
 }
 
-func state(bits uint32) words {
+func state(bits uint32) words { return anyBit(expr.CtKeySTATE, bits) }
+
+// translated matches connections whose destination was replaced.
+func translated() words { return anyBit(expr.CtKeySTATUS, ctDNAT) }
+
+func anyBit(what expr.CtKey, bits uint32) words {
 	mask, zero := binary.NativeEndian.AppendUint32(nil, bits), make([]byte, 4)
 	return words{
-		&expr.Ct{Key: expr.CtKeySTATE, Register: register0},
+		&expr.Ct{Key: what, Register: register0},
 		&expr.Bitwise{SourceRegister: register0, DestRegister: register0, Len: 4, Mask: mask, Xor: zero},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: register0, Data: zero},
 	}

@@ -1,0 +1,100 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/braidnet/braid/internal/kernel/conntrack"
+	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/internal/reconcile"
+	"github.com/braidnet/braid/netagent/policy"
+)
+
+// cutPause is the least time between two readings of the table of connections.
+const cutPause = time.Second
+
+// policyFlows ends connections that a change of policy forbids. The kernel judges a connection by its first
+// packet only; once its entry is gone, its next packet is a first one again.
+type policyFlows struct {
+	log      *slog.Logger
+	conn     *conntrack.Conn
+	compiler *policy.Compiler
+	kick     func()
+
+	mu  sync.Mutex
+	due bool
+
+	last time.Time // the step's own
+	cut  int
+}
+
+// changed says that the kernel has a change of the compiled value.
+func (f *policyFlows) changed(d policy.Delta) {
+	forbids := len(d.Sections)+len(d.Chains)+len(d.Targets) > 0
+	for _, s := range d.Sets {
+		forbids = forbids || len(s.Remove) > 0
+	}
+	if !forbids {
+		return
+	}
+	f.mu.Lock()
+	f.due = true
+	f.mu.Unlock()
+	f.kick()
+}
+
+func (f *policyFlows) step(ctx context.Context) (reconcile.Outcome, error) {
+	if !waitUntil(ctx, f.last.Add(cutPause)) {
+		return reconcile.Outcome{}, ctx.Err()
+	}
+	f.mu.Lock()
+	due := f.due
+	f.due = false
+	f.mu.Unlock()
+	var out reconcile.Outcome
+	if due {
+		n, err := f.clean()
+		f.last = time.Now()
+		if err != nil {
+			f.mu.Lock()
+			f.due = true
+			f.mu.Unlock()
+			return out, err
+		}
+		if f.cut += n; n > 0 {
+			f.log.Info("connections that policy forbids were ended", "count", n)
+			out.Changes = []string{fmt.Sprintf("ended %d connections", n)}
+		}
+	}
+	out.Summary = fmt.Sprintf("%d connections ended since the start", f.cut)
+	return out, nil
+}
+
+// clean ends what policy forbids now, of connections that have an end on this node.
+func (f *policyFlows) clean() (cut int, err error) {
+	own, err := f.conn.LocalAddrs()
+	if err != nil {
+		return 0, err
+	}
+	for _, ipv6 := range []bool{false, true} {
+		for _, protocol := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
+			n, err := f.conn.Delete(conntrack.Filter{IPv6: ipv6, Protocol: uint8(protocol)}, func(x conntrack.Flow) bool {
+				return f.forbidden(x, protocol, own)
+			})
+			cut += n
+			if err != nil && !conntrack.Unsupported(err) {
+				return cut, err
+			}
+		}
+	}
+	return cut, nil
+}
+
+func (f *policyFlows) forbidden(x conntrack.Flow, protocol model.Protocol, own map[netip.Addr]struct{}) bool {
+	_, fromNode := own[x.Src.Addr()]
+	return !f.compiler.Eval(policy.Packet{Src: x.Src.Addr(), Dst: x.Answers.Addr(), Protocol: protocol, Port: x.Answers.Port(), FromNode: fromNode}).Allowed
+}
