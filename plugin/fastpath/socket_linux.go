@@ -49,7 +49,6 @@ type socket struct {
 	replies  [batchLen][maxReply]byte
 	queued   int // replies to write
 
-	flags      int
 	got        int
 	sent       int
 	failed     syscall.Errno
