@@ -74,6 +74,10 @@ func newServices(c Config, l *ledger, m *proxyMetrics) (*services, error) {
 			rules := s.rules.commits
 			s.rules.commits = func() uint32 { return rules() + s.traffic.write.Commits() }
 		}
+		if s.rules != nil && s.rules.gone != nil {
+			gone := s.rules.gone
+			s.rules.gone = func() bool { return gone() || s.traffic.gone() }
+		}
 	} else {
 		s.remains = append(s.remains, trafficRemains{})
 	}

@@ -126,6 +126,16 @@ func (t *traffic) applied(d service.Delta) {
 	}
 }
 
+// gone reports whether a table is not there at all, as after a flush.
+func (t *traffic) gone() bool {
+	for _, f := range t.families {
+		if there, err := t.write.Exists(f, nftables.TrafficTable); err == nil && !there {
+			return t.failed == nil
+		}
+	}
+	return false
+}
+
 // settle remembers the end of a write. After one that failed the next is of everything.
 func (t *traffic) settle(err error) {
 	if err != nil && t.failed == nil {
