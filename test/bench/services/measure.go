@@ -183,18 +183,18 @@ func (m *measurement) connect(s subject, at shape, t *table) error {
 		return err
 	}
 	defer r.close()
-	direct, through, err := r.latencies()
+	bare, through, err := r.latencies()
 	if err != nil {
 		return err
 	}
 	for _, p := range []int{50, 99} {
-		base := percentile(direct, p)
-		t.plain(s, fmt.Sprintf("a pod directly, p%d", p), base)
+		base := percentile(bare, p)
+		t.plain(s, fmt.Sprintf("a pod without any rules, p%d", p), base)
 		for i, which := range []string{"first", "middle", "last"} {
 			took := percentile(through[i], p)
 			t.time(s, fmt.Sprintf("%s service, p%d", which, p), took)
 			if p == 50 {
-				t.time(s, which+" service, p50, beyond a pod directly", max(0, took-base))
+				t.time(s, which+" service, p50, beyond that", max(0, took-base))
 			}
 		}
 	}
