@@ -74,8 +74,9 @@ func BenchmarkAgent(b *testing.B) {
 		dir := b.TempDir()
 		first, text := cluster(b, dir, services, files)
 		run := b.TempDir()
-		cfg := Config{Node: "n1", Manifests: dir, RunDir: run, StateDir: run, Overlay: "none", Policy: "off", PolicyDeny: "reject", VNI: 1, Port: 8472,
-			ServiceMode: "nftables", Log: slog.New(slog.DiscardHandler)}
+		cfg := DefaultConfig()
+		cfg.Node, cfg.Manifests, cfg.RunDir, cfg.StateDir, cfg.CNIConfDir = "n1", dir, run, run, ""
+		cfg.Overlay, cfg.ServiceMode, cfg.HTTP, cfg.Log = "none", "nftables", "", slog.New(slog.DiscardHandler)
 		b.Run(fmt.Sprintf("start/%d-services-%d-files", services, files), func(b *testing.B) {
 			for b.Loop() {
 				_, end := beginAgent(b, cfg)

@@ -34,7 +34,6 @@ func newFakeNodes(names ...string) *fakeNodes {
 type fakeAPI struct {
 	*fakeNodes
 	node string
-	last error // of patches
 }
 
 func (f *fakeNodes) nodes(context.Context) (out []leaseNode, err error) {

@@ -137,6 +137,3 @@ func by(pod netip.Addr) func(outcome) bool { return func(o outcome) bool { retur
 
 // byAny wants an answer of any pod.
 func byAny(o outcome) bool { return !o.refused }
-
-// byNone wants a refusal.
-func byNone(o outcome) bool { return o.refused }
