@@ -21,9 +21,6 @@ const (
 // overhead is what a packet grows by: the outer IPv4 header.
 const overhead = 20
 
-// minIPv6MTU is what every link must carry to be used by IPv6 (RFC 8200 section 5).
-const minIPv6MTU = 1280
-
 // families returns which families of pods are carried, [0] IPv6 and [1] IPv4: those of peers' paths and of
 // the own pod CIDRs, so that devices do not depend on whether a peer is there.
 func families(self peer.Self, peers []peer.Peer) (carried [2]bool) {
@@ -68,9 +65,9 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 	}
 	if carried[0] {
 		device(&net, self, desired.Link{Name: Device6, Kind: desired.KindSIT, MTU: mtu}, u)
-		if mtu < minIPv6MTU {
+		if mtu < peer.MinIPv6MTU {
 			notes = append(notes, peer.Note{Node: self.Name, Text: fmt.Sprintf("%s has room for packets of %d bytes only, IPv6 needs %d: raise the MTU of %s from %d",
-				Device6, mtu, minIPv6MTU, u.Dev, u.MTU)})
+				Device6, mtu, peer.MinIPv6MTU, u.Dev, u.MTU)})
 		}
 	}
 	for _, p := range peers {

@@ -16,12 +16,9 @@ const Device = "braid.udp"
 // Port is the UDP port that flannel uses.
 const Port = 8285
 
-// minIPv6MTU is what every link must carry to be used by IPv6 (RFC 8200 section 5).
-const minIPv6MTU = 1280
-
 // overhead is what a packet grows by: UDP 8, and the outer IP header.
-func overhead(u peer.Underlay) int {
-	if u.Addr.Is4() {
+func overhead(is4 bool) int {
+	if is4 {
 		return 20 + 8
 	}
 	return 40 + 8
@@ -54,13 +51,7 @@ func used(self peer.Self, peers []peer.Peer) (list []peer.Underlay) {
 // MTU returns the largest packet, in bytes, that fits into a datagram over every underlay in use, and
 // what makes it so. It is 0 when no underlay is known.
 func MTU(self peer.Self, peers []peer.Peer) (mtu int, why string) {
-	for _, u := range used(self, peers) {
-		if n := u.MTU - overhead(u); mtu == 0 || n < mtu {
-			mtu = n
-			why = fmt.Sprintf("%s has %d, less %d for UDP over %s", u.Dev, u.MTU, overhead(u), peer.Family(u.Addr.Is4()))
-		}
-	}
-	return mtu, why
+	return peer.MTU(used(self, peers), overhead, "UDP")
 }
 
 // Plan returns the device, this node's addresses on it, a route per pod CIDR of a peer, and the relay.
@@ -98,9 +89,8 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 			relay.Tunnels = append(relay.Tunnels, desired.Tunnel{Dst: path.CIDR, Via: path.Via, Origin: origin})
 		}
 	}
-	if ipv6 && mtu < minIPv6MTU {
-		notes = append(notes, peer.Note{Node: self.Name, Text: fmt.Sprintf("%s has room for packets of %d bytes only (%s), IPv6 needs %d: raise the MTU of the underlay",
-			Device, mtu, why, minIPv6MTU)})
+	if ipv6 && mtu < peer.MinIPv6MTU {
+		notes = append(notes, self.TooNarrow(Device, mtu, why))
 	}
 	net.Relay = &relay
 	return net, notes

@@ -23,9 +23,6 @@ const (
 	overhead6 = 70
 )
 
-// minIPv6MTU is what every link must carry to be used by IPv6 (RFC 8200 section 5).
-const minIPv6MTU = 1280
-
 // Device returns the name of the device over an IPv4 (is4) or IPv6 underlay.
 func Device(is4 bool) string {
 	if is4 {
@@ -34,12 +31,14 @@ func Device(is4 bool) string {
 	return Device6
 }
 
-func inner(u peer.Underlay) int {
-	if u.Addr.Is4() {
-		return u.MTU - overhead4
+func overhead(is4 bool) int {
+	if is4 {
+		return overhead4
 	}
-	return u.MTU - overhead6
+	return overhead6
 }
+
+func inner(u peer.Underlay) int { return u.MTU - overhead(u.Addr.Is4()) }
 
 // index gives a family its place in the arrays of this package: [0] IPv6, [1] IPv4.
 func index(is4 bool) int {
@@ -74,14 +73,13 @@ func devices(self peer.Self, peers []peer.Peer) (carried [2][2]bool) {
 // was started with, and the next node may be behind a router.
 func MTU(self peer.Self, peers []peer.Peer) (mtu int, why string) {
 	carried := devices(self, peers)
+	var used []peer.Underlay
 	for _, u := range self.Underlays {
-		c := carried[index(u.Addr.Is4())]
-		if (c[0] || c[1]) && (mtu == 0 || inner(u) < mtu) {
-			mtu = inner(u)
-			why = fmt.Sprintf("%s has %d, less %d for VXLAN over %s", u.Dev, u.MTU, u.MTU-mtu, peer.Family(u.Addr.Is4()))
+		if c := carried[index(u.Addr.Is4())]; c[0] || c[1] {
+			used = append(used, u)
 		}
 	}
-	return mtu, why
+	return peer.MTU(used, overhead, "VXLAN")
 }
 
 // Plan returns the devices and, per pod CIDR of a peer, route, neighbour and forwarding entry.
@@ -96,9 +94,9 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 			continue
 		}
 		device(&net, self, u, c)
-		if c[0] && inner(u) < minIPv6MTU {
+		if c[0] && inner(u) < peer.MinIPv6MTU {
 			notes = append(notes, peer.Note{Node: self.Name, Text: fmt.Sprintf("%s has room for packets of %d bytes only, IPv6 needs %d: raise the MTU of %s from %d",
-				Device(u.Addr.Is4()), inner(u), minIPv6MTU, u.Dev, u.MTU)})
+				Device(u.Addr.Is4()), inner(u), peer.MinIPv6MTU, u.Dev, u.MTU)})
 		}
 	}
 	for _, p := range peers {

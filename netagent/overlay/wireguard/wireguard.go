@@ -17,12 +17,9 @@ const Device = "braid.wg"
 // Port is WireGuard's usual UDP port.
 const Port = 51820
 
-// minIPv6MTU is what every link must carry to be used by IPv6 (RFC 8200 section 5).
-const minIPv6MTU = 1280
-
 // overhead is what a packet grows by: the outer IP header, UDP 8, WireGuard's header 16 and tag 16.
-func overhead(over bool) int {
-	if over {
+func overhead(is4 bool) int {
+	if is4 {
 		return 20 + 8 + 32
 	}
 	return 40 + 8 + 32
@@ -61,13 +58,7 @@ func used(self peer.Self, peers []peer.Peer) (list []peer.Underlay) {
 // MTU returns the largest packet, in bytes, that is sent whole over every underlay in use, and what makes
 // it so. It is 0 when no underlay is known.
 func MTU(self peer.Self, peers []peer.Peer) (mtu int, why string) {
-	for _, u := range used(self, peers) {
-		if n := u.MTU - overhead(u.Addr.Is4()); mtu == 0 || n < mtu {
-			mtu = n
-			why = fmt.Sprintf("%s has %d, less %d for WireGuard over %s", u.Dev, u.MTU, u.MTU-mtu, peer.Family(u.Addr.Is4()))
-		}
-	}
-	return mtu, why
+	return peer.MTU(used(self, peers), overhead, "WireGuard")
 }
 
 // Plan returns the device, this node's addresses on it, a route per pod CIDR of a peer, and the peers. A
@@ -104,9 +95,8 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 			wg.Peers = append(wg.Peers, w)
 		}
 	}
-	if ipv6 && mtu < minIPv6MTU {
-		notes = append(notes, peer.Note{Node: self.Name, Text: fmt.Sprintf("%s has room for packets of %d bytes only (%s), IPv6 needs %d: raise the MTU of the underlay",
-			Device, mtu, why, minIPv6MTU)})
+	if ipv6 && mtu < peer.MinIPv6MTU {
+		notes = append(notes, self.TooNarrow(Device, mtu, why))
 	}
 	net.WireGuard = wg
 	return net, notes
