@@ -97,8 +97,9 @@ func (c *conformance) wants(r round) bool {
 	return lets(r.Network, networkBraid, networkStock) && lets(r.Family, "v4", "dual")
 }
 
-// conformanceSettings lets services have the external addresses that upstream's specs give them.
-var conformanceSettings = []string{"external-ips: 203.0.113.0/24"}
+// conformanceSettings are the agents': services may have the external addresses that upstream's specs give them,
+// and policies are enforced, in the specs that have none too.
+var conformanceSettings = []string{"external-ips: 203.0.113.0/24", "policy: enforce"}
 
 // round runs specs on a cluster of their own, and records what they came to.
 func (c *conformance) round(ctx context.Context, r round, chosen []string) error {

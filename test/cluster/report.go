@@ -57,7 +57,7 @@ func renderReport(all []string, records []*record) string {
 // collect finds for each spec its outcomes, or why it is not run.
 func collect(all []string, records []*record) []row {
 	of := func(network, spec string) outcome {
-		if why := excluded(spec); why != "" {
+		if why := excluded(network, spec); why != "" {
 			return outcome{Spec: spec, State: stateSkipped, Why: why}
 		}
 		for _, r := range records {

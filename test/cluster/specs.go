@@ -11,24 +11,25 @@ import (
 
 // exclusion says why specs are not run.
 type exclusion struct {
-	specs *regexp.Regexp // on the full name
-	why   string
+	specs   *regexp.Regexp // on the full name
+	network string         // empty: both
+	why     string
 }
 
 // exclusions are tried in order.
 var exclusions = []exclusion{
-	{regexp.MustCompile(`\[Feature:NetworkPolicy\]`), "network policy: neither of the two networks enforces it; Braid's comes with a later release"},
-	{regexp.MustCompile(`\[Feature:SCTPConnectivity\]`), "the kernel here has no SCTP sockets, which the servers and clients of these specs open"},
-	{regexp.MustCompile(`\[Provider:GCE\]|\[Feature:Networking-(IPv4|IPv6|DNS)\]|Forward (PTR|external name) lookup`), "needs the Internet"},
-	{regexp.MustCompile(`recreate its iptables rules`), "Disruptive: deletes iptables rules over SSH on every node"},
-	{regexp.MustCompile(`work after restarting (apiserver|kube-proxy)`), "Disruptive: restarts that program as a pod of the cluster, which it is not here"},
-	{regexp.MustCompile(`kube-proxy migration`), "Disruptive: moves kube-proxy itself between a DaemonSet and static pods, on GCE"},
+	{regexp.MustCompile(`\[Feature:SCTPConnectivity\]`), "", "the kernel here has no SCTP sockets, which the servers and clients of these specs open"},
+	{regexp.MustCompile(`\[Feature:NetworkPolicy\]`), networkStock, "network policy: the stock network does not enforce it"},
+	{regexp.MustCompile(`\[Provider:GCE\]|\[Feature:Networking-(IPv4|IPv6|DNS)\]|Forward (PTR|external name) lookup`), "", "needs the Internet"},
+	{regexp.MustCompile(`recreate its iptables rules`), "", "Disruptive: deletes iptables rules over SSH on every node"},
+	{regexp.MustCompile(`work after restarting (apiserver|kube-proxy)`), "", "Disruptive: restarts that program as a pod of the cluster, which it is not here"},
+	{regexp.MustCompile(`kube-proxy migration`), "", "Disruptive: moves kube-proxy itself between a DaemonSet and static pods, on GCE"},
 }
 
-// excluded returns why a spec is not run, or "".
-func excluded(spec string) string {
+// excluded returns why a spec is not run on a network, or "".
+func excluded(network, spec string) string {
 	for _, e := range exclusions {
-		if e.specs.MatchString(spec) {
+		if (e.network == "" || e.network == network) && e.specs.MatchString(spec) {
 			return e.why
 		}
 	}
@@ -80,7 +81,7 @@ func rounds() []round {
 // choose returns the specs that a round runs.
 func (r round) choose(all []string, focus, skip *regexp.Regexp) []string {
 	return slices.DeleteFunc(slices.Clone(all), func(spec string) bool {
-		return familyOf(spec) != r.Family || excluded(spec) != "" || !r.specs.MatchString(spec) || r.not.MatchString(spec) || !focus.MatchString(spec) || skip.MatchString(spec)
+		return familyOf(spec) != r.Family || excluded(r.Network, spec) != "" || !r.specs.MatchString(spec) || r.not.MatchString(spec) || !focus.MatchString(spec) || skip.MatchString(spec)
 	})
 }
 
