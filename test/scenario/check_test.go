@@ -29,29 +29,32 @@ const (
 
 // expectation is one line of a script's list of connections:
 //
-//	FROM tcp|udp TARGET refused|silent
-//	FROM tcp|udp TARGET POD[,POD…] [from NAME] [sticky]
+//	FROM PROTOCOL TARGET refused|silent|denied|allowed
+//	FROM PROTOCOL TARGET POD[,POD…] [from NAME] [sticky]
 //
+// FROM, PROTOCOL and TARGET may be lists too, for every combination of which the line holds. "allowed" is answered, and
+// by the pod if the target is one.
 // New connections to every address of the target end at each of the pods and at no other; "outside" stands
 // for the server beyond the cluster. They seem to come from NAME ("itself": their address is kept); with
-// sticky they all end at one of the pods.
+// sticky they all end at one of the pods. Protocols are tcp, udp, and those of asks_test.go.
 type expectation struct {
 	text, from, protocol, target string
-	fate                         string // refused or silent; empty: answered
+	fate                         string // refused, silent, denied or allowed; empty: answered by pods
 	pods                         []string
 	source                       string
 	sticky                       bool
 }
 
-func parseExpectation(line string) (e expectation, err error) {
+func parseExpectations(line string) (all []expectation, err error) {
 	words := strings.Fields(line)
-	if len(words) < 4 || words[1] != "tcp" && words[1] != "udp" {
-		return e, fmt.Errorf("%q: want FROM tcp|udp TARGET OUTCOME", line)
+	if len(words) < 4 {
+		return nil, fmt.Errorf("%q: want FROM PROTOCOL TARGET OUTCOME", line)
 	}
-	e = expectation{text: line, from: words[0], protocol: words[1], target: words[2]}
-	if words[3] == "refused" || words[3] == "silent" {
+	var e expectation
+	switch words[3] {
+	case "refused", "silent", "denied", "allowed":
 		e.fate = words[3]
-	} else {
+	default:
 		e.pods = strings.Split(words[3], ",")
 	}
 	for rest := words[4:]; len(rest) > 0; {
@@ -61,10 +64,21 @@ func parseExpectation(line string) (e expectation, err error) {
 		case rest[0] == "sticky":
 			e.sticky, rest = true, rest[1:]
 		default:
-			return e, fmt.Errorf("%q: unknown word %q", line, rest[0])
+			return nil, fmt.Errorf("%q: unknown word %q", line, rest[0])
 		}
 	}
-	return e, nil
+	for _, e.from = range strings.Split(words[0], ",") {
+		for _, e.protocol = range strings.Split(words[1], ",") {
+			if !slices.Contains([]string{"tcp", "udp", "large", "sctp", "icmp"}, e.protocol) {
+				return nil, fmt.Errorf("%q: unknown protocol %q", line, e.protocol)
+			}
+			for _, e.target = range strings.Split(words[2], ",") {
+				e.text = strings.Join(append([]string{e.from, e.protocol, e.target}, words[3:]...), " ")
+				all = append(all, e)
+			}
+		}
+	}
+	return all, nil
 }
 
 // cmdCheck makes the connections that a file lists, all at the same time, until every line holds.
@@ -72,31 +86,55 @@ func cmdCheck(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: check FILE")
 	}
+	check(ts, args[0], func(e expectation) expectation { return e })
+}
+
+// cmdReachable makes the connections that files list and wants every one answered by anybody: whom a policy is to
+// deny an answer does listen.
+func cmdReachable(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: reachable FILE…")
+	}
+	for _, file := range args {
+		check(ts, file, func(e expectation) expectation {
+			e.fate, e.source = "allowed", ""
+			return e
+		})
+	}
+}
+
+// check tries the lines of a file, as change has them.
+func check(ts *testscript.TestScript, file string, change func(expectation) expectation) {
 	p := look(ts)
+	ts.Check(p.answerSCTP(ts.ReadFile(file)))
+	defer p.end()
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var wrong []string
 	n := 0
-	for _, line := range strings.Split(ts.ReadFile(args[0]), "\n") {
+	for _, line := range strings.Split(ts.ReadFile(file), "\n") {
 		line, _, _ = strings.Cut(line, "#")
 		if strings.TrimSpace(line) == "" {
 			continue
 		}
-		e, err := parseExpectation(strings.TrimSpace(line))
+		all, err := parseExpectations(strings.TrimSpace(line))
 		ts.Check(err)
-		n++
-		wg.Go(func() {
-			if err := p.until(e); err != nil {
-				mu.Lock()
-				wrong = append(wrong, fmt.Sprintf("%s\n\t%v", e.text, err))
-				mu.Unlock()
-			}
-		})
+		n += len(all)
+		for _, e := range all {
+			e = change(e)
+			wg.Go(func() {
+				if err := p.until(e); err != nil {
+					mu.Lock()
+					wrong = append(wrong, fmt.Sprintf("%s\n\t%v", e.text, err))
+					mu.Unlock()
+				}
+			})
+		}
 	}
 	wg.Wait()
 	if len(wrong) > 0 {
 		slices.Sort(wrong)
-		ts.Fatalf("%d of %d lines of %s do not hold:\n%s", len(wrong), n, args[0], strings.Join(wrong, "\n"))
+		ts.Fatalf("%d of %d lines of %s do not hold:\n%s", len(wrong), n, file, strings.Join(wrong, "\n"))
 	}
 	ts.Logf("%d lines hold", n)
 }
@@ -141,8 +179,11 @@ func (p *playground) tryOne(e expectation, to netip.AddrPort) error {
 	}
 	for i := 0; i < least || i < most && !e.sticky && len(seen) < len(e.pods); i++ {
 		a, err := from.ask(e.protocol, to, e.fate)
+		if a.pod == echo {
+			a.pod = p.nameOf(to.Addr())
+		}
 		if e.fate != "" {
-			return fateError(e.fate, a, err)
+			return p.fateError(e, a, err)
 		}
 		if err != nil {
 			return err
@@ -176,9 +217,14 @@ func (p *playground) source(e expectation, a answer) error {
 	return nil
 }
 
-func fateError(want string, a answer, err error) error {
+func (p *playground) fateError(e expectation, a answer, err error) error {
 	got := "answered by " + a.pod
+	target, _, _ := strings.Cut(e.target, ":")
 	switch {
+	case err == nil && e.fate == "allowed" && (a.pod == target || !p.places[target].pod):
+		return nil
+	case e.fate == "denied" && denied(e.protocol, err):
+		return nil
 	case errors.Is(err, unix.ECONNREFUSED):
 		got = "refused"
 	case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded):
@@ -186,21 +232,28 @@ func fateError(want string, a answer, err error) error {
 	case err != nil:
 		got = err.Error()
 	}
-	if got != want {
+	if got != e.fate {
 		return errors.New(got)
 	}
 	return nil
+}
+
+// denied reports whether policy has refused this: with a reset, or "administratively prohibited". The kernel sends
+// a host few of the latter in a second, so silence says the same where packets are not sent again.
+func denied(protocol string, err error) bool {
+	return protocol != "tcp" && errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EACCES) || protocol == "tcp" && errors.Is(err, unix.ECONNREFUSED)
 }
 
 // answer is who answered, whom it saw as its client, and who that was.
 type answer struct {
 	pod           string
 	client, local netip.Addr
+	large         bool // the question does not fit into one packet
 }
 
 // ask makes one connection, or exchanges one datagram from a new socket.
 func (from place) ask(protocol string, to netip.AddrPort, fate string) (a answer, err error) {
-	if fate == "silent" || protocol == "udp" { // a datagram is not sent again
+	if fate == "silent" || protocol != "tcp" { // a datagram is not sent again
 		return from.askWithin(silence, protocol, to)
 	}
 	return from.askWithin(patience, protocol, to)
@@ -209,6 +262,13 @@ func (from place) ask(protocol string, to netip.AddrPort, fate string) (a answer
 func (from place) askWithin(wait time.Duration, protocol string, to netip.AddrPort) (a answer, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
+	switch protocol {
+	case "icmp", "sctp":
+		return from.askRaw(ctx, protocol, to)
+	case "large":
+		protocol = "udp"
+		a.large = true
+	}
 	conn, err := from.dial(ctx, protocol, to)
 	if err != nil {
 		return a, err
@@ -264,10 +324,14 @@ func (from place) dialer(ctx context.Context, d *net.Dialer, protocol, to string
 // datagram reads the stand-ins' "POD LOCAL CLIENT:PORT DATA".
 func (a answer) datagram(conn net.Conn) (answer, error) {
 	// What a node's rules drop or refuse on its way out fails here; only reading tells which of the two it was.
-	if _, err := io.WriteString(conn, "hello"); err != nil && !errors.Is(err, unix.EPERM) {
+	question := "hello"
+	if a.large {
+		question = strings.Repeat("x", 4000)
+	}
+	if _, err := io.WriteString(conn, question); err != nil && !errors.Is(err, unix.EPERM) {
 		return a, err
 	}
-	buf := make([]byte, 512)
+	buf := make([]byte, 5000)
 	n, err := conn.Read(buf)
 	if err != nil {
 		return a, err

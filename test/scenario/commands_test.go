@@ -17,17 +17,18 @@ import (
 
 // commands are the words that the scripts know beyond testscript's own.
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
-	"lab":      cmdLab,
-	"load":     cmdLoad,
-	"unharmed": cmdUnharmed,
-	"repaired": cmdRepaired,
-	"check":    cmdCheck,
-	"fill":     cmdFill,
-	"restart":  cmdRestart,
-	"until":    cmdUntil,
-	"traces":   cmdTraces,
-	"flow":     cmdFlow,
-	"flowok":   cmdFlowOK,
+	"lab":       cmdLab,
+	"load":      cmdLoad,
+	"unharmed":  cmdUnharmed,
+	"repaired":  cmdRepaired,
+	"check":     cmdCheck,
+	"reachable": cmdReachable,
+	"fill":      cmdFill,
+	"restart":   cmdRestart,
+	"until":     cmdUntil,
+	"traces":    cmdTraces,
+	"flow":      cmdFlow,
+	"flowok":    cmdFlowOK,
 }
 
 // deadline bounds every wait for a condition; it is generous because machines are slow, and no

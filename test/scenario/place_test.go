@@ -1,8 +1,10 @@
 package scenario
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -23,6 +25,7 @@ import (
 // place is where connections of a playground begin or end.
 type place struct {
 	netns string
+	pod   bool
 	ips   []netip.Addr // its own
 	masks []netip.Addr // what others see of whom it masquerades (nodes)
 	bind  []netip.Addr // what it sends from; empty: what the kernel chooses
@@ -30,8 +33,9 @@ type place struct {
 
 // playground is what scripts can name.
 type playground struct {
-	name   string
-	places map[string]place
+	name      string
+	places    map[string]place
+	answering []io.Closer // what answers SCTP in pods
 }
 
 // look reads what there is of a playground at present.
@@ -57,7 +61,7 @@ func look(ts *testscript.TestScript) *playground {
 		data, err := os.ReadFile(file)
 		ts.Check(err)
 		ts.Check(json.Unmarshal(data, &s))
-		p.places[s.Name] = place{netns: s.NetNS, ips: s.IPs}
+		p.places[s.Name] = place{netns: s.NetNS, ips: s.IPs, pod: true}
 	}
 	return p
 }
@@ -69,8 +73,8 @@ func labStatus(ts *testscript.TestScript) (s lab.Status) {
 	return s
 }
 
-// targets are the addresses that a word of a script stands for, in every family:
-// SERVICE:PORT (its cluster IPs), SERVICE/lb:PORT (its load balancer's), NODE:PORT, POD:PORT or ADDRESS:PORT.
+// targets are the addresses that a word of a script stands for, in every family: SERVICE:PORT (its cluster IPs;
+// SERVICE.NAMESPACE outside of default), SERVICE/lb:PORT (its load balancer's), NODE:PORT, POD:PORT or ADDRESS:PORT.
 func (p *playground) targets(word string) (out []netip.AddrPort, err error) {
 	if at, err := netip.ParseAddrPort(word); err == nil {
 		return []netip.AddrPort{at}, nil
@@ -92,10 +96,21 @@ func (p *playground) targets(word string) (out []netip.AddrPort, err error) {
 	return out, nil
 }
 
-// service reads a Service of the namespace default from the folder that the agents read.
+// nameOf says whose address it is.
+func (p *playground) nameOf(ip netip.Addr) string {
+	for name, at := range p.places {
+		if slices.Contains(at.ips, ip) {
+			return name
+		}
+	}
+	return ip.String()
+}
+
+// service reads a Service from the folder that the agents read.
 func (p *playground) service(name string) (ips []netip.Addr, err error) {
 	name, balancer := strings.CutSuffix(name, "/lb")
-	file := "/run/braid-lab/" + p.name + "/cluster/service.default." + name + ".yaml"
+	name, namespace, _ := strings.Cut(name, ".")
+	file := "/run/braid-lab/" + p.name + "/cluster/service." + cmp.Or(namespace, "default") + "." + name + ".yaml"
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err

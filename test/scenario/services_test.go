@@ -14,10 +14,19 @@ import (
 // the line "and after a restart:" of a script runs a second time after all agents were killed, so it ends
 // with the cluster as it found it. README.md says which line of the feature list is judged where.
 func TestServices(t *testing.T) {
+	inModes(t, "testdata/services/*.txtar")
+}
+
+// TestPolicies runs testdata/policy/*.txtar likewise.
+func TestPolicies(t *testing.T) {
+	inModes(t, "testdata/policy/*.txtar")
+}
+
+func inModes(t *testing.T, pattern string) {
 	needRoot(t)
-	files, err := filepath.Glob("testdata/services/*.txtar")
+	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) == 0 {
-		t.Fatalf("no scripts of services: %v", err)
+		t.Fatalf("no scripts %s: %v", pattern, err)
 	}
 	for _, mode := range []string{"nftables", "iptables"} {
 		t.Run(mode, func(t *testing.T) {
