@@ -11,7 +11,7 @@ NAME    ?= demo
 # Debian packages that the playground and the tests call, behind a command or file of each (runc and
 # debootstrap for real clusters, a C compiler for the race detector); `make deps` installs what is missing. Debian's other
 # package of nc, netcat-traditional, does not know the options.
-TOOLS   := ip:iproute2 nft:nftables iptables:iptables dig:dnsutils curl:curl ping:iputils-ping nc.openbsd:netcat-openbsd strace:strace \
+TOOLS   := ip:iproute2 nft:nftables iptables:iptables ipset:ipset dig:dnsutils curl:curl ping:iputils-ping nc.openbsd:netcat-openbsd strace:strace \
 	runc:runc debootstrap:debootstrap nsenter:util-linux gcc:gcc /usr/include/stdlib.h:libc6-dev
 # A plain `su` leaves these folders out, and the tools are there.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
