@@ -11,9 +11,9 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/xt"
 	"github.com/braidnet/braid/internal/kernel/ipt"
 	"github.com/braidnet/braid/internal/kernel/nft"
-	"github.com/braidnet/braid/netagent/service/iptables"
 )
 
 // ForeignProxies are the service proxies whose leftovers CleanupForeign removes.
@@ -76,7 +76,7 @@ func removeKubeProxyChains() (removed []string, err error) {
 			}
 			saved, err := tool.Tables()
 			if err == nil {
-				if input := iptables.Remove(saved, ofKubeProxy); input != "" {
+				if input := xt.Remove(saved, ofKubeProxy); input != "" {
 					if err = tool.Restore(input); err == nil {
 						removed = append(removed, fmt.Sprintf("iptables chains KUBE-… of %s (%s)", familyName(ipv6), v))
 					}

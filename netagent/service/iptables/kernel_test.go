@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/braidnet/braid/internal/desired/xt"
 )
 
 // fakeKernel takes the input of iptables-restore --noflush with the kernel's rules about chains: a
@@ -64,7 +66,7 @@ func (k fakeKernel) load(input string) error {
 var builtinTargets = []string{"RETURN", "ACCEPT", "DROP", "REJECT", "MARK", "MASQUERADE", "DNAT"}
 
 func checkTarget(table map[string][]string, rule string) error {
-	to := leadsTo(rule)
+	to := xt.LeadsTo(rule)
 	if _, ok := table[to]; !ok && !slices.Contains(builtinTargets, to) {
 		return fmt.Errorf("no chain or target %q", to)
 	}
@@ -77,7 +79,7 @@ func checkUnused(table map[string][]string, chain string) error {
 	}
 	for name, rules := range table {
 		for _, r := range rules {
-			if strings.Contains(r, chain) && leadsTo(r) == chain {
+			if strings.Contains(r, chain) && xt.LeadsTo(r) == chain {
 				return fmt.Errorf("chain %s leads to it", name)
 			}
 		}

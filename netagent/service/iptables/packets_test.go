@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/braidnet/braid/internal/desired/xt"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/service"
 )
@@ -66,7 +67,7 @@ func (w *walker) chain(name string, at int, marked bool, met int, back func(mark
 		met++
 		w.most = max(w.most, met)
 		next := at + i + 1
-		r := words(r)
+		r := xt.Words(r)
 		yes, chance := w.matches(r, marked)
 		if chance {
 			w.chain(name, next, marked, met, back)

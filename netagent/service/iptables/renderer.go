@@ -6,12 +6,12 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/braidnet/braid/internal/desired/xt"
 	"github.com/braidnet/braid/netagent/service"
 )
 
-// Saved is what iptables-save printed: table -> chain -> rules without "-A CHAIN ". Chains without
-// rules are in it too.
-type Saved map[string]map[string][]string
+// Saved is what iptables-save printed.
+type Saved = xt.Saved
 
 // Renderer holds the rules of one family: those wanted, those known to be in the kernel, and which
 // chains may differ. It is used by one goroutine.
@@ -256,7 +256,7 @@ func (r *Renderer) adopt(kernel Saved) {
 			}
 			id := chainID{t, name}
 			want, ok := r.want[id]
-			if ok && equalRules(want, rules) {
+			if ok && xt.EqualRules(want, rules) {
 				r.have[id] = want
 				delete(r.dirty, id)
 				continue
@@ -281,7 +281,7 @@ func (r *Renderer) jumps() []jump {
 // once. Rules that lead to our chains in any other way are remains of another release.
 func fixJumps(table string, chains map[string][]string, jumps []jump) (commands []string) {
 	present := map[jump]bool{}
-	for _, name := range sortedNames(chains) {
+	for _, name := range xt.SortedNames(chains) {
 		if strings.HasPrefix(name, Prefix) {
 			continue
 		}
@@ -290,7 +290,7 @@ func fixJumps(table string, chains map[string][]string, jumps []jump) (commands 
 				continue
 			}
 			at := slices.IndexFunc(jumps, func(j jump) bool {
-				return j.table == table && j.chain == name && equalRule(j.rule, have)
+				return j.table == table && j.chain == name && xt.EqualRule(j.rule, have)
 			})
 			if at >= 0 && !present[jumps[at]] {
 				present[jumps[at]] = true
@@ -301,10 +301,18 @@ func fixJumps(table string, chains map[string][]string, jumps []jump) (commands 
 	}
 	for _, j := range jumps {
 		if j.table == table && !present[j] {
-			commands = append(commands, "-I "+j.chain+" 1 "+j.rule)
+			commands = append(commands, fmt.Sprintf("-I %s %d %s", j.chain, 1+policyRules(chains[j.chain]), j.rule))
 		}
 	}
 	return commands
+}
+
+// policyRules counts the rules at the beginning of a chain that lead to policy's chains, which come first.
+func policyRules(rules []string) (n int) {
+	for n < len(rules) && strings.HasPrefix(xt.LeadsTo(rules[n]), xt.PolicyPrefix) {
+		n++
+	}
+	return n
 }
 
 // Pending returns the input for iptables-restore that makes the kernel hold what is wanted, "" when

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/braidnet/braid/internal/desired/xt"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/service"
 )
@@ -44,36 +45,8 @@ const (
 	masquerade     = "-j MASQUERADE --random-fully"
 )
 
-// rule joins the words of a rule, in the order in which iptables-save prints them, so that what is
-// read back usually equals what was written.
-func rule(words ...string) string {
-	out := make([]string, 0, len(words))
-	for _, w := range words {
-		if w != "" {
-			out = append(out, w)
-		}
-	}
-	return strings.Join(out, " ")
-}
-
-// commentMax leaves room below the 255 characters that the kernel keeps.
-const commentMax = 200
-
-// comment renders a comment match. Names come from objects that need not have passed an API server,
-// so everything that could end the quotes or the line is replaced.
-func comment(text string) string {
-	clean := strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', strings.ContainsRune(" -._:/,()", r):
-			return r
-		}
-		return '_'
-	}, text)
-	if len(clean) > commentMax {
-		clean = clean[:commentMax]
-	}
-	return `-m comment --comment "` + clean + `"`
-}
+// rule joins the words of a rule, comment makes a match of them.
+var rule, comment = xt.Rule, xt.Comment
 
 // label is the comment of every rule that belongs to a frontend.
 func label(f *service.Frontend) string { return comment(f.Name() + " " + f.Kind.String()) }

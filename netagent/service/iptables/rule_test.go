@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/braidnet/braid/internal/desired/xt"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/service"
 )
@@ -77,7 +78,7 @@ func TestEqualRule(t *testing.T) {
 		{`-d 1.0 -j X`, `-d 1.00 -j X`, false},
 		{`-j X`, `-j X -m tcp`, false},
 	} {
-		if got := equalRule(tc.a, tc.b); got != tc.want {
+		if got := xt.EqualRule(tc.a, tc.b); got != tc.want {
 			t.Errorf("%s | %s: equal %v, want %v", tc.a, tc.b, got, tc.want)
 		}
 	}
@@ -88,12 +89,12 @@ func FuzzWords(f *testing.F) {
 	f.Add(`"`)
 	f.Fuzz(func(t *testing.T, s string) {
 		// Quoting each word again and splitting must give the same words.
-		w := words(s)
+		w := xt.Words(s)
 		quoted := make([]string, len(w))
 		for i, x := range w {
 			quoted[i] = `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(x) + `"`
 		}
-		if again := words(strings.Join(quoted, " ")); !slices.Equal(w, again) {
+		if again := xt.Words(strings.Join(quoted, " ")); !slices.Equal(w, again) {
 			t.Errorf("%q: words %q, after quoting %q", s, w, again)
 		}
 	})
