@@ -114,6 +114,7 @@ func (p Protocol) String() string {
 type Namespace struct {
 	Origin
 	Labels labels.Set
+	Audit  bool // what policies deny its pods is told and counted, and not denied
 }
 
 // Node is a machine of the cluster.

@@ -11,6 +11,8 @@ import (
 // empty on its way can come to mean "everybody".
 type NetworkPolicy struct {
 	Origin
+	UID          string          // metadata.uid, empty in manifests
+	Faults       []string        // what of it could not be understood, and allows nothing; empty: all could
 	PodSelector  labels.Selector // pods of the policy's namespace; never nil
 	Ingress      bool            // isolates the pods for ingress: only what IngressRules allow reaches them
 	Egress       bool            // the same for egress

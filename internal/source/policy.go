@@ -3,6 +3,7 @@ package source
 import (
 	"fmt"
 
+	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -17,7 +18,7 @@ const wantSelector = "matchLabels, or matchExpressions with In, NotIn, Exists or
 // understood, and a selector that cannot be understood selects all pods of the namespace, since a
 // policy that were left out instead would leave its pods open.
 func (c *converter) policy(o *networkingv1.NetworkPolicy, origin model.Origin) *model.NetworkPolicy {
-	p := &model.NetworkPolicy{Origin: origin}
+	p := &model.NetworkPolicy{Origin: origin, UID: string(o.UID)}
 	sel, ok := c.selector("spec.podSelector", &o.Spec.PodSelector)
 	if !ok {
 		sel = labels.Everything()
@@ -44,7 +45,23 @@ func (c *converter) policy(o *networkingv1.NetworkPolicy, origin model.Origin) *
 	for i, r := range o.Spec.Egress {
 		p.EgressRules = append(p.EgressRules, c.policyRule(fmt.Sprintf("spec.egress[%d]", i), "to", r.To, r.Ports))
 	}
+	for _, e := range c.errs {
+		p.Faults = append(p.Faults, e.Error())
+	}
 	return p
+}
+
+// AuditAnnotation of a namespace, with the value "true", keeps policies from denying its pods anything.
+const AuditAnnotation = annotationPrefix + "policy-audit"
+
+func (c *converter) audit(o *corev1.Namespace) bool {
+	switch text, ok := o.Annotations[AuditAnnotation]; {
+	case text == "true":
+		return true
+	case ok && text != "false":
+		c.fail("metadata.annotations["+AuditAnnotation+"]", fmt.Sprintf("is %q", text), "true or false")
+	}
+	return false
 }
 
 func (c *converter) selector(path string, s *metav1.LabelSelector) (labels.Selector, bool) {

@@ -1,7 +1,9 @@
 package source
 
 import (
+	"cmp"
 	"reflect"
+	"strings"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -104,6 +106,9 @@ func TestBrokenPoliciesClose(t *testing.T) {
 			if p == nil || !p.Ingress || p.PodSelector == nil || !p.PodSelector.Matches(labels.Set{"any": "pod"}) {
 				t.Fatalf("what is left does not isolate all pods: %+v", got)
 			}
+			if len(p.Faults) != len(err.(Errors)) {
+				t.Errorf("faults %q", p.Faults)
+			}
 			if tt.rule != nil && !reflect.DeepEqual(p.IngressRules, []model.PolicyRule{*tt.rule}) {
 				t.Errorf("rules %+v, want %+v", p.IngressRules, *tt.rule)
 			}
@@ -111,5 +116,17 @@ func TestBrokenPoliciesClose(t *testing.T) {
 	}
 	if got, err := Convert(object(t, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: x}"), model.Origin{}); got != nil || err == nil {
 		t.Errorf("a policy without a name gave %v, %v", got, err)
+	}
+}
+
+// TestAuditAnnotation: a word that is neither true nor false is told, and enforces.
+func TestAuditAnnotation(t *testing.T) {
+	for text, want := range map[string]string{"": "", "{braid.network/policy-audit: 'true'}": "true", "{braid.network/policy-audit: 'false'}": "",
+		"{braid.network/policy-audit: 'yes'}": `metadata.annotations[braid.network/policy-audit]: is "yes", expected true or false`} {
+		got, err := Convert(object(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: x, annotations: "+cmp.Or(text, "{}")+"}"), model.Origin{})
+		ns, _ := got.(*model.Namespace)
+		if ns == nil || ns.Audit != (want == "true") || (err != nil) != strings.HasPrefix(want, "metadata") || err != nil && err.Error() != want {
+			t.Errorf("%s: %+v, %v", text, got, err)
+		}
 	}
 }

@@ -115,7 +115,8 @@ func (e Errors) Unwrap() []error {
 // Service, a *discoveryv1.EndpointSlice, a *networkingv1.NetworkPolicy or ServiceCIDR, or a *ServiceImport. Of origin only File and
 // Line are used. EndpointSlices of addressType FQDN give nil and no error: the model has no use for
 // them. An error is of type Errors unless the type of obj is none of these. A policy comes with its
-// errors, closed where they are; of other kinds there is either. Maps and strings of obj are shared
+// errors, closed where they are, and a namespace as one without the annotation that cannot be read; of
+// other kinds there is either. Maps and strings of obj are shared
 // with the result; obj itself is not kept.
 func Convert(obj runtime.Object, origin model.Origin) (model.Object, error) {
 	ref, ok := RefOf(obj)
@@ -130,7 +131,7 @@ func Convert(obj runtime.Object, origin model.Origin) (model.Object, error) {
 	var out model.Object
 	switch o := obj.(type) {
 	case *corev1.Namespace:
-		out = &model.Namespace{Origin: origin, Labels: namespaceLabels(o)}
+		out = &model.Namespace{Origin: origin, Labels: namespaceLabels(o), Audit: c.audit(o)}
 	case *corev1.Node:
 		out = c.node(o, origin)
 	case *corev1.Pod:
@@ -153,6 +154,8 @@ func Convert(obj runtime.Object, origin model.Origin) (model.Object, error) {
 		return out, nil
 	case ref.Kind == model.KindNetworkPolicy && ref.Name != "":
 		return out, c.errs
+	case ref.Kind == model.KindNamespace && ref.Name != "":
+		return out, c.errs // enforced, as if there were no such annotation
 	}
 	return nil, c.errs
 }

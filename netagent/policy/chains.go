@@ -31,18 +31,21 @@ func sectionID(policy model.Key, dir Direction) string {
 
 // takeChain returns the chain for a list of policies, which are all of one namespace and sorted by
 // name, with one more reference; nil for none.
-func (c *Compiler) takeChain(dir Direction, list []*model.NetworkPolicy) *chain {
+func (c *Compiler) takeChain(dir Direction, audit bool, list []*model.NetworkPolicy) *chain {
 	if len(list) == 0 {
 		return nil
 	}
 	texts := []string{"chain", dir.String(), list[0].Namespace}
+	if audit {
+		texts[0] = "audit"
+	}
 	for _, o := range list {
 		texts = append(texts, o.Name)
 	}
 	id := identity(texts...)
 	x := c.chains[id]
 	if x == nil {
-		x = &chain{Chain: Chain{ID: id, Direction: dir}}
+		x = &chain{Chain: Chain{ID: id, Direction: dir, Audit: audit}}
 		tier := Tier{Name: "NetworkPolicy"}
 		for _, o := range list {
 			s := c.takeSection(dir, o)
@@ -104,12 +107,21 @@ func (c *Compiler) recompile(s *section) {
 
 func (c *Compiler) compile(dir Direction, o *model.NetworkPolicy) *Section {
 	out := &Section{ID: sectionID(o.Key, dir), Policy: o.Origin, Direction: dir}
+	if c.closed[o.Key] != "" {
+		return out
+	}
 	rules := o.IngressRules
 	if dir == Egress {
 		rules = o.EgressRules
 	}
 	for i := range rules {
 		out.Rules = append(out.Rules, c.compileRule(o.Namespace, i, &rules[i]))
+	}
+	if why := tooLarge(out); why != "" {
+		c.releaseAll(out)
+		out.Rules = nil
+		c.closed[o.Key] = why
+		c.retell(o.Key) // its other direction closes too
 	}
 	return out
 }

@@ -30,6 +30,7 @@ type Compiler struct {
 	ports      map[string]map[*set]struct{}
 	sections   map[string]*section
 	chains     map[string]*chain
+	closed     map[model.Key]string // policies that allow nothing, and why
 
 	touched      map[*set]struct{}
 	dirtyTargets map[*pod]struct{}
@@ -44,7 +45,7 @@ func NewCompiler(node string) *Compiler {
 	return &Compiler{
 		node:       node,
 		namespaces: map[string]*namespace{}, attached: map[model.Key]Attachment{}, owners: map[netip.Addr][]*pod{}, sets: map[string]*set{}, spread: newIndex[*set](),
-		ports: map[string]map[*set]struct{}{}, sections: map[string]*section{}, chains: map[string]*chain{},
+		ports: map[string]map[*set]struct{}{}, sections: map[string]*section{}, chains: map[string]*chain{}, closed: map[model.Key]string{},
 		touched: map[*set]struct{}{}, dirtyTargets: map[*pod]struct{}{}, retold: map[*section]struct{}{}, gone: map[model.Key]Target{},
 		newSections: map[*section]struct{}{}, newChains: map[*chain]struct{}{},
 	}
@@ -55,6 +56,7 @@ func NewCompiler(node string) *Compiler {
 type namespace struct {
 	name     string
 	known    bool
+	audit    bool // its pods' chains deny nothing
 	labels   labels.Set
 	pods     map[string]*pod
 	targets  map[*pod]struct{}
@@ -110,10 +112,12 @@ func (c *Compiler) Flush() Delta {
 		c.retarget(p, &d)
 	}
 	clear(c.dirtyTargets)
-	for s := range c.retold {
-		c.recompile(s)
+	for len(c.retold) > 0 { // closing one section of a policy closes the other
+		for s := range c.retold {
+			delete(c.retold, s)
+			c.recompile(s)
+		}
 	}
-	clear(c.retold)
 	c.settle(&d)
 	return d
 }
@@ -128,6 +132,13 @@ func (c *Compiler) setNamespace(name string, o *model.Namespace) {
 		return out
 	}
 	before := matched()
+	audit := o != nil && o.Audit
+	if audit != ns.audit {
+		ns.audit = audit
+		for p := range ns.targets {
+			c.dirtyTargets[p] = struct{}{}
+		}
+	}
 	ns.known, ns.labels = o != nil, nil
 	if o != nil {
 		ns.labels = o.Labels
@@ -162,14 +173,20 @@ func (c *Compiler) setPolicy(key model.Key, o *model.NetworkPolicy) {
 			c.dirtyTargets[p] = struct{}{}
 		}
 	}
+	delete(c.closed, key) // it may be another one now
 	if o != nil {
-		for _, dir := range []Direction{Ingress, Egress} {
-			if s := c.sections[sectionID(key, dir)]; s != nil {
-				c.retold[s] = struct{}{}
-			}
-		}
+		c.retell(key)
 	}
 	c.drop(ns)
+}
+
+// retell has the sections of a policy compiled again.
+func (c *Compiler) retell(key model.Key) {
+	for _, dir := range []Direction{Ingress, Egress} {
+		if s := c.sections[sectionID(key, dir)]; s != nil {
+			c.retold[s] = struct{}{}
+		}
+	}
 }
 
 // settle tells of what changed and lets go of what nothing refers to.

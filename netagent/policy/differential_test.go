@@ -135,7 +135,7 @@ func shuffled(d worlds.Dice, list []model.Change) []model.Change {
 func TestEachMistakeShows(t *testing.T) {
 	for _, mutant := range []string{"ended pods keep addresses", "host network counts", "always both types", "directions mixed", "except of one peer binds all",
 		"except ignored", "blocks do not hold pods", "pod selector spans namespaces", "no default namespace label", "protocol ignored", "endPort ignored",
-		"endPort excluded", "sidecars ignored", "init containers serve", "port name regardless of protocol", "NotIn needs the label"} {
+		"endPort excluded", "sidecars ignored", "init containers serve", "port name regardless of protocol", "NotIn needs the label", "audit denies"} {
 		t.Run(mutant, func(t *testing.T) {
 			for i := range 20000 {
 				d := worlds.NewDice(7, uint64(i))

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -26,6 +27,8 @@ type Step struct {
 	Policy    model.Origin // of the rule that allows it; zero: another reason
 	Rule      int          // its index in spec.ingress or spec.egress
 	Isolating []model.Key  // the policies that isolate the pod in this direction
+	Audited   bool         // no rule matches, and it is allowed because the pod's namespace is under audit
+	Closed    string       // no rule matches, and a policy that might allow it is closed: which, and why
 	exempt    bool
 }
 
@@ -76,6 +79,15 @@ func (c *Compiler) step(dir Direction, self, other netip.Addr, p Packet) Step {
 			}
 		}
 	}
+	for _, k := range s.Isolating {
+		if why := c.closed[k]; why != "" {
+			s.Closed = k.String() + " is closed: " + why
+			break
+		}
+	}
+	if x.Audit {
+		s.Allowed, s.Audited = true, true
+	}
 	return s
 }
 
@@ -98,12 +110,20 @@ func (s Step) String() string {
 		return "allowed: from the pod's own node"
 	case len(s.Isolating) == 0:
 		return fmt.Sprintf("allowed: no policy isolates %s for %s", s.Pod, s.Direction)
-	case s.Allowed:
+	case s.Allowed && !s.Audited:
 		return fmt.Sprintf("allowed by %s (%s, rule %d)", s.Policy.Key, s.Direction, s.Rule)
 	}
+	why := fmt.Sprintf("%s is isolated for %s by %s, and %s", s.Pod, s.Direction, s.isolating(), cmp.Or(s.Closed, "no rule matches"))
+	if s.Audited {
+		return "allowed only because its namespace is under audit: " + why
+	}
+	return "denied: " + why
+}
+
+func (s Step) isolating() string {
 	names := make([]string, len(s.Isolating))
 	for i, k := range s.Isolating {
 		names[i] = k.String()
 	}
-	return fmt.Sprintf("denied: %s is isolated for %s by %s, and no rule matches", s.Pod, s.Direction, strings.Join(names, ", "))
+	return strings.Join(names, ", ")
 }

@@ -218,7 +218,7 @@ func (c *Compiler) retarget(p *pod, d *Delta) {
 	for dir := range list {
 		slices.SortFunc(list[dir], func(a, b *model.NetworkPolicy) int { return strings.Compare(a.Name, b.Name) })
 		old := p.chains[dir]
-		p.chains[dir] = c.takeChain(Direction(dir), list[dir])
+		p.chains[dir] = c.takeChain(Direction(dir), p.ns.audit, list[dir])
 		c.leaveChain(old)
 	}
 	t := p.value()

@@ -83,7 +83,7 @@ func (c *Compiler) Reach(src, dst netip.Addr) Reach {
 // half is what the policies of the pod at self allow.
 func (c *Compiler) half(dir Direction, self, other, dst netip.Addr) Reach {
 	owner := c.owner(self)
-	if owner == nil || !owner.target || owner.chains[dir] == nil {
+	if owner == nil || !owner.target || owner.chains[dir] == nil || owner.chains[dir].Audit {
 		return Reach{All: true}
 	}
 	var out Reach

@@ -8,6 +8,7 @@ package policy
 
 import (
 	"net/netip"
+	"strings"
 
 	"github.com/braidnet/braid/internal/model"
 )
@@ -76,7 +77,7 @@ type Section struct {
 	ID        string
 	Policy    model.Origin
 	Direction Direction
-	Rules     []Rule
+	Rules     []Rule // none of a policy that is closed, see Fault
 }
 
 // Tier is a group of policies without order among them: a connection that none of its sections allows
@@ -93,10 +94,23 @@ type SectionRef struct {
 }
 
 // Chain is what holds for all pods that the same policies isolate in one direction. Tiers are asked in order.
+// What none allows is counted and logged, see Mark, and denied unless Audit is set.
 type Chain struct {
 	ID        string
 	Direction Direction
+	Audit     bool
 	Tiers     []Tier
+}
+
+// Policies are those that the chain asks, as people read them: "shop/deny, shop/web".
+func (c *Chain) Policies() string {
+	var names []string
+	for _, t := range c.Tiers {
+		for _, s := range t.Sections {
+			names = append(names, s.Policy.String())
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 // Target is a pod that policies are enforced for.

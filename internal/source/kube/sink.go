@@ -128,7 +128,11 @@ func (s *sink) update(o *slim) (model.Update, bool) {
 	switch {
 	case o.err != nil && o.obj != nil:
 		s.bad[o.ref.Key] = struct{}{}
-		s.board.Set(o.ref.String(), fmt.Sprintf("%s: %v; that part of it allows nothing", o.ref, o.err))
+		rest := "that part of it allows nothing"
+		if o.ref.Kind == model.KindNamespace {
+			rest = "it is taken for one without"
+		}
+		s.board.Set(o.ref.String(), fmt.Sprintf("%s: %v; %s", o.ref, o.err, rest))
 		return model.Set(o.obj), true
 	case o.err != nil:
 		s.bad[o.ref.Key] = struct{}{}

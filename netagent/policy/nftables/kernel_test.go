@@ -140,7 +140,7 @@ func (k *kernel) ask(w worlds.World, p worlds.Packet, n int) question {
 func TestKernelAgrees(t *testing.T) {
 	for _, drop := range []bool{false, true} {
 		t.Run(fmt.Sprintf("drop=%v", drop), func(t *testing.T) {
-			k := newKernel(t, Options{Bridge: "pods0", Drop: drop})
+			k := newKernel(t, Options{Bridge: "pods0", Drop: drop, Log: drop})
 			at, asked, allowed := worlds.World{}, 0, 0
 			for i := range *count {
 				d := worlds.NewDice(*seed, uint64(i))

@@ -21,6 +21,7 @@ import (
 	"fmt"
 
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/netagent/policy"
 	"github.com/google/nftables/expr"
 )
 
@@ -36,6 +37,8 @@ const (
 	chainFromPods         = "from-pods"
 	chainToPods           = "to-pods"
 	chainToNode           = "to-node"
+	chainNobodys          = "from-unknown"
+	chainToNobody         = "to-unknown"
 	chainOpen             = "open"
 	chainRefuse           = "refuse"
 )
@@ -66,6 +69,7 @@ type Options struct {
 	Bridge string // the interface behind which all pods of the node are
 	Links  string // how the names of the pods' links begin
 	Drop   bool   // denied packets vanish, instead of being refused
+	Log    bool   // denied packets are told of, see policy.Mark
 }
 
 // family holds what differs between IPv4 and IPv6.
@@ -108,13 +112,15 @@ func Skeleton(nf desired.NFTFamily, o Options) desired.NFTTable {
 		Chains: []desired.NFTChain{
 			{Name: chainFromPods, Hook: hook(hookForward, priorityFilter), Rules: f.entry(discovery,
 				rule("a pod's: what isolates it", from, key(f.source()), verdictOf(mapEgress)),
-				rule("a pod's that is not known", from, goTo(chainRefuse)))},
+				rule("a pod's that is not known", from, goTo(chainNobodys)))},
 			{Name: chainToPods, Hook: hook(hookForward, priorityFilter+1), Rules: f.entry(discovery,
 				rule("to a pod: what isolates it", to, key(f.destination()), verdictOf(mapIngress)),
-				rule("to a pod that is not known", to, goTo(chainRefuse)))},
+				rule("to a pod that is not known", to, goTo(chainToNobody)))},
 			{Name: chainToNode, Hook: hook(hookInput, priorityFilter), Rules: f.entry(toNode,
 				rule("a pod's: what isolates it", from, key(f.source()), verdictOf(mapEgress)),
-				rule("a pod's that is not known", from, goTo(chainRefuse)))},
+				rule("a pod's that is not known", from, goTo(chainNobodys)))},
+			{Name: chainNobodys, Rules: o.deny(policy.Mark{Direction: policy.Egress}, "a pod's that is not known")},
+			{Name: chainToNobody, Rules: o.deny(policy.Mark{Direction: policy.Ingress}, "to a pod that is not known")},
 			{Name: chainOpen, Rules: []desired.NFTRule{rule("no policy isolates the pod", accept())}},
 			refuse,
 		},

@@ -17,7 +17,7 @@ import (
 
 // TestPeopleCanList: `nft list` prints what is in the kernel, with the names of the objects.
 func TestPeopleCanList(t *testing.T) {
-	k := newKernel(t, Options{Bridge: "pods0"})
+	k := newKernel(t, Options{Bridge: "pods0", Log: true})
 	w := withOpenPod(worlds.World{})
 	var p networkingv1.NetworkPolicy
 	if err := yaml.UnmarshalStrict([]byte(`

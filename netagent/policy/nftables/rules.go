@@ -4,11 +4,14 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"strings"
 
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/netagent/policy"
+	"github.com/google/nftables/expr"
 )
+
+// logFields says which fields of a log expression are set: 1 << NFTA_LOG_GROUP, …_PREFIX and …_SNAPLEN.
+const logFields = 1<<1 | 1<<2 | 1<<3
 
 // setName names the set that stands for one of the compiler's.
 func setName(s *policy.Set) string {
@@ -17,7 +20,7 @@ func setName(s *policy.Set) string {
 
 func sectionName(id string) string { return "policy-" + id }
 
-func chainName(c *policy.Chain) string { return c.Direction.String() + "-" + c.ID }
+func chainName(c *policy.Chain) string { return CountingChain(policy.MarkOf(c)) }
 
 // set is the set in one family; what it holds are members.
 func (f family) set(s *policy.Set) desired.NFTSet {
@@ -73,17 +76,41 @@ func (f family) entries(t policy.Target) (out []desired.NFTElement) {
 }
 
 // list is the chain for a list of policies: each is asked, and what none allows is refused.
-func list(c *policy.Chain) desired.NFTChain {
+func (o Options) list(c *policy.Chain) desired.NFTChain {
 	out := desired.NFTChain{Name: chainName(c)}
-	var names []string
 	for _, tier := range c.Tiers {
 		for _, s := range tier.Sections {
 			out.Rules = append(out.Rules, rule("policy "+s.Policy.String(), jump(sectionName(s.ID))))
-			names = append(names, s.Policy.String())
 		}
 	}
-	out.Rules = append(out.Rules, rule("no rule matches: "+strings.Join(names, ", "), goTo(chainRefuse)))
+	out.Rules = append(out.Rules, o.deny(policy.MarkOf(c), "no rule matches: "+c.Policies())...)
 	return out
+}
+
+// deny are the rules at the end of a chain: a packet is told of, counted, and refused unless it is only audited.
+func (o Options) deny(m policy.Mark, why string) (out []desired.NFTRule) {
+	if o.Log {
+		out = append(out, rule("tell of it", words{
+			&expr.Limit{Type: expr.LimitTypePkts, Rate: policy.LogRate, Unit: expr.LimitTimeSecond, Burst: policy.LogBurst},
+			&expr.Log{Key: logFields, Group: policy.LogGroup, Snaplen: policy.LogBytes, Data: []byte(m.String())},
+		}))
+	}
+	verdict := goTo(chainRefuse)
+	if m.Audit {
+		verdict = accept()
+	}
+	return append(out, rule(why, words{&expr.Counter{}}, verdict))
+}
+
+// CountingChain is the chain whose last rule counts the packets of a mark.
+func CountingChain(m policy.Mark) string {
+	switch {
+	case m.Chain != "":
+		return m.Direction.String() + "-" + m.Chain
+	case m.Direction == policy.Egress:
+		return chainNobodys
+	}
+	return chainToNobody
 }
 
 // section are the chains for what one policy says about one direction, those that others lead to first.

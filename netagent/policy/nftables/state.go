@@ -75,7 +75,7 @@ func (s *State) whole(nf desired.NFTFamily, all policy.Delta) (desired.NFTTable,
 		s.chains[x.ID] = names(chains)
 	}
 	for _, c := range all.Chains {
-		table.Chains = append(table.Chains, list(c))
+		table.Chains = append(table.Chains, s.options.list(c))
 	}
 	for _, t := range all.Targets {
 		elements = append(elements, f.entries(t)...)
@@ -183,7 +183,7 @@ func (s *State) apply(nf desired.NFTFamily, d policy.Delta) []desired.NFTOp {
 	}
 	unneeded := s.sections(f, &o, d)
 	for _, c := range d.Chains {
-		chain := list(c)
+		chain := s.options.list(c)
 		o.add(desired.NFTOp{Verb: desired.NFTAddChain, Chain: &chain})
 	}
 	s.entries(f, &o, d)

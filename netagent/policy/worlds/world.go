@@ -78,7 +78,11 @@ func (d Dice) address(ipv4 bool, node int) string {
 func (d Dice) World() World {
 	var w World
 	for _, name := range someNamespaces[:1+d.IntN(3)] {
-		w.Namespaces = append(w.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: d.labels()}})
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: d.labels()}}
+		if d.One(8) {
+			ns.Annotations = map[string]string{audit: "true"}
+		}
+		w.Namespaces = append(w.Namespaces, ns)
 	}
 	for i := range 1 + d.IntN(8) {
 		w.Pods = append(w.Pods, d.pod(w, i))
