@@ -92,7 +92,8 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 	name, mac := link.HostVethName(args.ContainerID, args.IfName), podMAC(conf, args)
 	back.push(func() error { _, err := antispoof.Remove(name); return err })
 	host, err := link.AddVeth(node, link.Veth{
-		Host: name, Pod: args.IfName, PodMAC: mac, PodNS: pod.Fd(), Bridge: bridge.Index, MTU: conf.MTU, Alias: id.name,
+		Host: name, Pod: args.IfName, PodMAC: mac, PodNS: pod.Fd(), Bridge: bridge.Index, MTU: conf.MTU,
+		Mark: link.Mark{Pod: id.name, Bridge: bridge.Name},
 	})
 	if err != nil {
 		return err

@@ -33,6 +33,7 @@ type Agent struct {
 	health   *healthPorts               // nil with service mode "none"
 	policies *policies                  // nil with policy "off"
 	podRules *podRules                  // nil without a folder for the CNI configuration
+	podLinks *podLinks                  // the same
 	loops    []*reconcile.Loop          // in the order they are reported
 	byName   map[string]*reconcile.Loop // the same
 	told     atomic.Uint64              // newest revision whose changes the loops have been told of
@@ -147,12 +148,24 @@ func (a *Agent) build() error {
 		}
 	}
 	if a.cfg.CNIConfDir != "" && (a.overlay != nil || a.services != nil) { // an agent that touches the kernel at all
-		p, err := newPodRules(a.log)
-		if err != nil {
-			return err
-		}
-		a.podRules = p
-		a.addLoop("pod-rules", p.step, podRulesAudit)
+		return a.buildPods()
+	}
+	return nil
+}
+
+// buildPods makes what looks after the CNI plugin's work.
+func (a *Agent) buildPods() error {
+	var err error
+	if a.podRules, err = newPodRules(a.log); err != nil {
+		return err
+	}
+	a.addLoop("pod-rules", a.podRules.step, podRulesAudit)
+	if a.podLinks, err = newPodLinks(a.log, a.podNetworkSpec); err != nil {
+		return err
+	}
+	a.addLoop("pod-links", a.podLinks.step, podLinksAudit)
+	if a.overlay != nil {
+		a.overlay.onMTU = func() { a.byName["cni"].Kick(); a.byName["pod-links"].Kick() }
 	}
 	return nil
 }
@@ -182,6 +195,9 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 	a.told.CompareAndSwap(0, rev) // a cluster with no objects left tells nothing
 	if a.overlay != nil {
 		wg.Go(func() { a.overlay.Watch(ctx, a.byName["overlay"].Kick) })
+	}
+	if a.podLinks != nil {
+		wg.Go(func() { a.podLinks.Watch(ctx, a.byName["pod-links"].Kick) })
 	}
 	if a.services != nil {
 		wg.Go(func() { a.services.Watch(ctx, a.byName["services"].Kick) })
@@ -227,6 +243,11 @@ func (a *Agent) close() {
 	if a.podRules != nil {
 		a.podRules.close()
 	}
+	if a.podLinks != nil {
+		if err := a.podLinks.close(); err != nil {
+			a.log.Warn("close the sockets of pods' links", "err", err)
+		}
+	}
 	if a.services != nil {
 		a.health.close()
 		a.services.close()
@@ -253,7 +274,7 @@ func (a *Agent) onChange(rev uint64, changes []model.Change) {
 	if !slices.ContainsFunc(changes, func(c model.Change) bool { return c.Kind == model.KindNode }) {
 		return
 	}
-	for _, name := range []string{"overlay", "own-node", "cni"} {
+	for _, name := range []string{"overlay", "own-node", "cni", "pod-links"} {
 		if l := a.byName[name]; l != nil {
 			l.Kick()
 		}

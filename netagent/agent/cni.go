@@ -88,15 +88,21 @@ func (a *Agent) saveReady() error {
 	return os.WriteFile(path, []byte("routes and services have been in force since this file was made\n"), 0o644)
 }
 
+// podMTU is the MTU of pods, bytes; 0 where it is not known, or is the kernel's to choose.
+func (a *Agent) podMTU() int {
+	switch {
+	case a.cfg.MTU > 0:
+		return a.cfg.MTU
+	case a.overlay != nil:
+		return int(a.overlay.mtu.Load())
+	}
+	return 0
+}
+
 func (a *Agent) conflist(node *model.Node) cniConflist {
 	p := cniPlugin{Type: "braid", Capabilities: map[string]bool{"portMappings": true, "bandwidth": true},
 		ReadyFile: filepath.Join(a.cfg.RunDir, readyFile), Bridge: "braid0", IPAM: cniIPAM{DataDir: filepath.Join(a.cfg.StateDir, "networks")}}
-	if a.overlay != nil {
-		p.MTU = int(a.overlay.mtu.Load())
-	}
-	if a.cfg.MTU > 0 {
-		p.MTU = a.cfg.MTU
-	}
+	p.MTU = a.podMTU()
 	if a.policies != nil {
 		p.PolicySocket = a.cfg.Socket()
 	}

@@ -1,11 +1,13 @@
 package link
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -19,6 +21,9 @@ type Bridge struct {
 	Name  string
 	MTU   int            // bytes; 0 leaves it to the kernel
 	Addrs []netip.Prefix // gateway addresses with the length of the subnet
+	// MAC that an existing bridge is given, too; nil: one that is there is left, and a new one gets one that
+	// follows from the name and Addrs.
+	MAC net.HardwareAddr
 }
 
 // Ref is what is known of an interface once it exists.
@@ -41,6 +46,12 @@ func EnsureBridge(h *netlink.Handle, want Bridge) (Ref, error) {
 	if err != nil {
 		return Ref{}, err
 	}
+	if want.MAC != nil && !bytes.Equal(want.MAC, l.Attrs().HardwareAddr) {
+		if err := h.LinkSetHardwareAddr(l, want.MAC); err != nil {
+			return Ref{}, fmt.Errorf("set hardware address %s on bridge %s: %w", want.MAC, want.Name, err)
+		}
+		l.Attrs().HardwareAddr = want.MAC
+	}
 	// Set by a message of its own: given at creation the kernel takes it for a
 	// guess, and goes by the ports as they come and go.
 	if want.MTU != 0 && l.Attrs().MTU != want.MTU {
@@ -62,6 +73,62 @@ func EnsureBridge(h *netlink.Handle, want Bridge) (Ref, error) {
 		}
 	}
 	return refOf(l), nil
+}
+
+// RepairBridge is EnsureBridge for a bridge that somebody may have changed by hand: it also says what it did, each
+// with what was found, and puts back the routes that come with addresses.
+func RepairBridge(h *netlink.Handle, want Bridge) (Ref, []string, error) {
+	have, err := Read(h, want.Name)
+	switch {
+	case isNotFound(err):
+		ref, err := EnsureBridge(h, want)
+		return ref, []string{fmt.Sprintf("made bridge %s anew: it was gone", want.Name)}, err
+	case err != nil:
+		return Ref{}, nil, err
+	}
+	var found []string
+	if !have.Up {
+		found = append(found, "it was down")
+	}
+	if want.MTU != 0 && have.MTU != want.MTU {
+		found = append(found, fmt.Sprintf("its MTU was %d", have.MTU))
+	}
+	if want.MAC != nil && !bytes.Equal(have.MAC, want.MAC) {
+		found = append(found, fmt.Sprintf("its hardware address was %s", have.MAC))
+	}
+	for _, p := range want.Addrs {
+		if !slices.Contains(have.Addrs, p) {
+			found = append(found, fmt.Sprintf("address %s was missing", p))
+		} else if have.Up && !slices.Contains(have.Routes, Route{Dst: p.Masked()}) {
+			found = append(found, fmt.Sprintf("the route to %s was missing", p.Masked()))
+		}
+	}
+	if len(found) == 0 {
+		return have.Ref, nil, nil
+	}
+	ref, err := EnsureBridge(h, want)
+	for _, p := range want.Addrs {
+		if err == nil {
+			err = connect(h, ref, p)
+		}
+	}
+	for i, f := range found {
+		found[i] = fmt.Sprintf("repaired bridge %s: %s", want.Name, f)
+	}
+	return ref, found, err
+}
+
+// connect puts the route there that the kernel makes for an address: it makes it only once.
+func connect(h *netlink.Handle, on Ref, p netip.Prefix) error {
+	r := &netlink.Route{LinkIndex: on.Index, Dst: IPNet(p.Masked()), Protocol: unix.RTPROT_KERNEL, Scope: netlink.SCOPE_LINK, Src: p.Addr().AsSlice()}
+	if p.Addr().Is6() {
+		const metric = 256 // IP6_RT_PRIO_ADDRCONF
+		r.Scope, r.Src, r.Priority = netlink.SCOPE_UNIVERSE, nil, metric
+	}
+	if err := h.RouteReplace(r); err != nil {
+		return fmt.Errorf("put the route to %s on %s back: %w", p.Masked(), on.Name, err)
+	}
+	return nil
 }
 
 // CheckBridge is no error when there is a bridge of that name, or nothing yet.
@@ -107,6 +174,9 @@ func findOrMakeBridge(h *netlink.Handle, want Bridge) (netlink.Link, error) {
 // subnets. Without one the bridge takes the lowest of its ports and changes it
 // as pods come and go, while the other pods still send to the old one.
 func bridgeMAC(b Bridge) net.HardwareAddr {
+	if b.MAC != nil {
+		return b.MAC
+	}
 	sum := sha256.Sum256(fmt.Append(nil, b.Name, b.Addrs))
 	mac := net.HardwareAddr(sum[:6])
 	mac[0] = mac[0]&^1 | 2 // unicast, locally administered

@@ -58,10 +58,10 @@ type Veth struct {
 	Host   string // name of the end on the bridge
 	Pod    string // name of the end in the pod
 	PodMAC net.HardwareAddr
-	PodNS  int    // descriptor of the pod's namespace
-	Bridge int    // index of the bridge
-	MTU    int    // of both ends, bytes; 0 leaves it to the kernel
-	Alias  string // shown by `ip link` at the host end; may be empty
+	PodNS  int  // descriptor of the pod's namespace
+	Bridge int  // index of the bridge
+	MTU    int  // of both ends, bytes; 0 leaves it to the kernel
+	Mark   Mark // shown by `ip link` at the host end
 }
 
 // AddVeth makes the pair with the pod's end directly in the pod's namespace,
@@ -93,13 +93,11 @@ func AddVeth(h *netlink.Handle, v Veth) (host Ref, err error) {
 	if err := h.LinkSetHairpin(l, true); err != nil {
 		return Ref{}, fmt.Errorf("set hairpin mode on bridge port %s: %w", v.Host, err)
 	}
-	if v.Alias != "" {
-		if err := h.LinkSetAlias(l, v.Alias); err != nil {
-			return Ref{}, fmt.Errorf("set alias %q on host veth %s: %w", v.Alias, v.Host, err)
-		}
-	}
 	if err := h.LinkSetUp(l); err != nil {
 		return Ref{}, fmt.Errorf("bring up host veth %s: %w", v.Host, err)
+	}
+	if err := h.LinkSetAlias(l, v.Mark.String()); err != nil {
+		return Ref{}, fmt.Errorf("set alias %q on host veth %s: %w", v.Mark, v.Host, err)
 	}
 	return refOf(l), nil
 }
