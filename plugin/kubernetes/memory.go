@@ -3,6 +3,8 @@ package kubernetes
 import (
 	"runtime/debug"
 	"sync"
+
+	"github.com/braidnet/braid/internal/model"
 )
 
 // lists bounds the memory that the process takes while everything is read again, as after a restart of
@@ -17,6 +19,25 @@ type listGC struct {
 	mu     sync.Mutex
 	open   int
 	before int // GOGC without a list
+}
+
+// of returns what follows the lists of one store. Until the store has its first state nobody is answered,
+// so the collector is left alone: with 10,000 services it would take as much time as all the rest.
+func (l *listGC) of(store *model.Store) func(begins bool) {
+	var mu sync.Mutex
+	first := 0 // lists of the first state that are open
+	return func(begins bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case begins && !store.HasSynced():
+			first++
+		case !begins && first > 0:
+			first--
+		default:
+			l.tell(begins)
+		}
+	}
 }
 
 func (l *listGC) tell(begins bool) {

@@ -29,7 +29,7 @@ func runSource(ctx context.Context, src stores.Source, kinds []model.Kind, store
 	// The addresses of pods that have ended may be other pods' by now: such pods need not even be sent.
 	selectors[model.KindPod] = kube.Selector{Labels: selectors[model.KindPod].Labels, Fields: "status.phase!=Succeeded,status.phase!=Failed,status.phase!=Unknown"}
 	return kube.Run(ctx, cfg, store, kube.Options{
-		Kinds: kinds, Logger: logger, Selectors: selectors, Trim: names.Trim, MaxInflight: src.MaxInflight, Listing: lists.tell,
+		Kinds: kinds, Logger: logger, Selectors: selectors, Trim: names.Trim, MaxInflight: src.MaxInflight, Listing: lists.of(store),
 		CheckEvery: src.CheckEvery, Checked: func(kind model.Kind, differed int, err error) { countCheck(src, kind, differed, err) },
 	})
 }
