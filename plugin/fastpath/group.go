@@ -17,16 +17,12 @@ type group struct {
 	addr    string
 	plan    atomic.Pointer[plan]
 	sockets []*socket
-	slots   chan struct{}  // one for each query on the slow path
+	pace    pace           // of queries on the slow path
 	busy    sync.WaitGroup // those queries
 	readers sync.WaitGroup
 	base    int // sockets of the servers themselves, see steer
 	users   []*instance
 }
-
-// maxBusy is how many queries of a group may be on the slow path at once. Most of them wait for others,
-// and each takes some 10 KiB meanwhile.
-const maxBusy = 4096
 
 // groups are the groups of the process by address.
 var groups = struct {
@@ -52,7 +48,7 @@ func serve(in *instance, addr string, p *plan, n, servers int) error {
 	defer groups.Unlock()
 	g := groups.by[addr]
 	if g == nil {
-		g = &group{addr: addr, slots: make(chan struct{}, maxBusy), base: servers}
+		g = &group{addr: addr, base: servers}
 		for range n {
 			s, err := listen(strings.TrimPrefix(addr, "dns://"))
 			if err != nil {

@@ -74,7 +74,9 @@ func (r *reader) run() {
 		batches = 0
 		if r.slow.len() > 0 {
 			r.slow.start(maxStarted, r.group)
+			began := time.Now()
 			runtime.Gosched()
+			r.group.pace.waited(time.Since(began))
 		} else if stopping && n == 0 && err == nil {
 			return
 		}

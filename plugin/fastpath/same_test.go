@@ -177,14 +177,14 @@ func TestQueueIsBounded(t *testing.T) {
 			t.Fatalf("push %d: %t", i, ok)
 		}
 	}
-	g := &group{slots: make(chan struct{}, maxBusy)}
+	g := &group{}
 	q.start(maxStarted, g)
 	if got := string(q.list[q.first].packet); got != fmt.Sprintf("%04d", maxStarted) || q.len() != maxWaiting-maxStarted {
 		t.Errorf("next is %q of %d", got, q.len())
 	}
 	g.busy.Wait()
 	for range maxBusy {
-		g.slots <- struct{}{}
+		g.pace.begin()
 	}
 	q.start(maxWaiting, g)
 	if q.len() != 0 {

@@ -46,15 +46,13 @@ func (q *queue) start(n int, g *group) {
 		w := q.list[q.first]
 		q.list[q.first] = waiting{}
 		q.first, q.n = (q.first+1)%maxWaiting, q.n-1
-		select {
-		case g.slots <- struct{}{}:
-		default:
+		if !g.pace.begin() {
 			shed.Inc()
 			continue
 		}
 		g.busy.Add(1)
 		go func() {
-			defer func() { <-g.slots; g.busy.Done() }()
+			defer func() { g.pace.end(); g.busy.Done() }()
 			w.serve()
 		}()
 	}

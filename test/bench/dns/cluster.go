@@ -66,6 +66,7 @@ type workload struct {
 	name    string
 	edns    bool
 	outside bool // not a name of the cluster
+	nice    int  // who asks: less than 0 goes first on their processor
 	lines   []string
 }
 

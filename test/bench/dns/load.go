@@ -91,7 +91,7 @@ func median(list []result, of func(result) float64) float64 {
 }
 
 func (w *workload) dnsperf(ctx context.Context, s *server, file string, span time.Duration, more ...string) *exec.Cmd {
-	args := append([]string{"-c", strconv.Itoa(askerCPU), "dnsperf", "-s", "127.0.0.1", "-p", strconv.Itoa(s.port), "-d", file,
+	args := append([]string{"-c", strconv.Itoa(askerCPU), "nice", "-n", strconv.Itoa(w.nice), "dnsperf", "-s", "127.0.0.1", "-p", strconv.Itoa(s.port), "-d", file,
 		"-l", fmt.Sprint(max(1, int(span.Seconds()))), "-c", "8", "-t", "1"}, more...)
 	if w.edns {
 		args = append(args, "-e")
