@@ -45,6 +45,7 @@ type Config struct {
 	AllocateNodeCIDRs    bool
 	NodeMask4, NodeMask6 int
 
+	Interface     InterfaceConfig
 	MTU           int           // of pods, bytes; 0 = found
 	WireGuardPort int           // UDP port of overlay wireguard
 	KeyAge        time.Duration // after which a WireGuard key is replaced; 0 = never
@@ -119,6 +120,9 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("vxlan-gbp: it belongs to overlay vxlan, not to %s: leave it out", c.Overlay)
 	case !filepath.IsAbs(c.RunDir) || !filepath.IsAbs(c.StateDir):
 		return fmt.Errorf("run-dir and state-dir must be absolute paths, not %q and %q", c.RunDir, c.StateDir)
+	}
+	if err := c.validateInterface(); err != nil {
+		return err
 	}
 	if err := c.validateLease(); err != nil {
 		return err

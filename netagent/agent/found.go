@@ -21,7 +21,7 @@ func (a *Agent) found() (out []status.Finding) {
 	if a.overlay != nil {
 		add("overlay", a.overlay.backend, "setting overlay")
 		if last := a.overlay.last.Load(); last != nil {
-			add("node addresses", strings.Join(last.Addrs, ", "), "InternalIPs of the Node, and the devices that have them")
+			add("node addresses", strings.Join(last.Addrs, ", "), last.AddrWhy)
 			if a.cfg.MTU == 0 {
 				add("pod MTU", fmt.Sprint(last.MTU), last.MTUWhy)
 			}

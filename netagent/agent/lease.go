@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -126,7 +127,7 @@ func (l *lease) take(ctx context.Context) (got []netip.Prefix, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if slices.ContainsFunc(want, func(w netip.Prefix) bool { return slices.ContainsFunc(taken, w.Overlaps) }) {
+		if slices.ContainsFunc(want, func(w netip.Prefix) bool { return slices.ContainsFunc(taken.prefixes(), w.Overlaps) }) {
 			if err := l.annotate(ctx, nil); err != nil {
 				return nil, err
 			}
@@ -137,8 +138,43 @@ func (l *lease) take(ctx context.Context) (got []netip.Prefix, err error) {
 	return nil, fmt.Errorf("no pod CIDR of %v after %d attempts: other nodes took each first; it is tried again", l.from, attempts)
 }
 
+// holder is a range and the node that has or claims it.
+type holder struct {
+	prefix netip.Prefix
+	node   string
+}
+
+type holders []holder
+
+func (h holders) prefixes() []netip.Prefix {
+	list := make([]netip.Prefix, len(h))
+	for i := range h {
+		list[i] = h[i].prefix
+	}
+	return list
+}
+
+// greedy names the nodes that hold more than a block of bits length of a range, the largest share first.
+func (h holders) greedy(from netip.Prefix, bits int) string {
+	large := slices.DeleteFunc(slices.Clone(h), func(e holder) bool {
+		return !e.prefix.Overlaps(from) || e.prefix.Bits() >= bits
+	})
+	slices.SortStableFunc(large, func(a, b holder) int {
+		return cmp.Or(a.prefix.Bits()-b.prefix.Bits(), strings.Compare(a.node, b.node))
+	})
+	var words []string
+	for i, e := range large {
+		if i == 3 {
+			words = append(words, fmt.Sprintf("and %d more", len(large)-i))
+			break
+		}
+		words = append(words, fmt.Sprintf("node %s has or claims %s", e.node, e.prefix))
+	}
+	return strings.Join(words, ", ")
+}
+
 // look returns this node, and what all others have or claim.
-func (l *lease) look(ctx context.Context) (self leaseNode, taken []netip.Prefix, err error) {
+func (l *lease) look(ctx context.Context) (self leaseNode, taken holders, err error) {
 	all, err := l.api.nodes(ctx)
 	if err != nil {
 		return self, nil, err
@@ -148,7 +184,9 @@ func (l *lease) look(ctx context.Context) (self leaseNode, taken []netip.Prefix,
 		if n.Metadata.Name == l.node {
 			self, found = n, true
 		} else {
-			taken = append(taken, n.held()...)
+			for _, p := range n.held() {
+				taken = append(taken, holder{p, n.Metadata.Name})
+			}
 		}
 	}
 	if !found {
@@ -157,12 +195,16 @@ func (l *lease) look(ctx context.Context) (self leaseNode, taken []netip.Prefix,
 	return self, taken, nil
 }
 
-func (l *lease) pick(taken []netip.Prefix, attempt int) (want []netip.Prefix, err error) {
+func (l *lease) pick(taken holders, attempt int) (want []netip.Prefix, err error) {
 	for _, from := range l.from {
-		p, ok := overlay.FreeBlock(from, l.bits(from.Addr().Is4()), taken, l.node, attempt)
-		if !ok {
+		bits := l.bits(from.Addr().Is4())
+		p, ok := overlay.FreeBlock(from, bits, taken.prefixes(), l.node, attempt)
+		if greedy := taken.greedy(from, bits); !ok && greedy != "" {
+			return nil, fmt.Errorf("cluster-cidr %s has no free block of length %d: %s, more than a node's share: look at spec.podCIDRs and annotation %s there",
+				from, bits, greedy, claimAnnotation)
+		} else if !ok {
 			return nil, fmt.Errorf("cluster-cidr %s has no free block of length %d: %d ranges are taken; delete Nodes that are gone, or give a larger range",
-				from, l.bits(from.Addr().Is4()), len(taken))
+				from, bits, len(taken))
 		}
 		want = append(want, p)
 	}

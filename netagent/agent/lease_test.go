@@ -142,8 +142,14 @@ func TestLeaseTakesNothingWhereTheClusterGives(t *testing.T) {
 		t.Errorf("%v, %v: want what it has", got, err)
 	}
 	f.list["a"].Metadata.Annotations[claimAnnotation] = "nonsense, 10.244.0.0/16,\x00/8,10.244.0.1/99"
-	if _, err := testLease(f, "b", "10.244.0.0/16").take(t.Context()); err == nil || !strings.Contains(err.Error(), "no free block") {
+	if _, err := testLease(f, "b", "10.244.0.0/16").take(t.Context()); err == nil || !strings.Contains(err.Error(), "no free block") || !strings.Contains(err.Error(), "node a has or claims 10.244.0.0/16") {
 		t.Errorf("%v: want a word on the range that another node claims as a whole", err)
+	}
+	// Where all is taken by shares that are right, nobody is to blame.
+	full := newFakeNodes("a", "b", "c")
+	full.list["a"].Spec.PodCIDRs, full.list["b"].Spec.PodCIDRs = []string{"10.244.0.0/24"}, []string{"10.244.1.0/24"}
+	if _, err := testLease(full, "c", "10.244.0.0/23").take(t.Context()); err == nil || !strings.Contains(err.Error(), "2 ranges are taken; delete Nodes") {
+		t.Errorf("%v: want the number of ranges", err)
 	}
 	if _, err := testLease(f, "c", "10.244.0.0/16").take(t.Context()); err == nil || !strings.Contains(err.Error(), "no Node c") {
 		t.Errorf("%v: want a word on the missing Node", err)

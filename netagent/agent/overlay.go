@@ -14,7 +14,6 @@ import (
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/kernel/netns"
-	"github.com/braidnet/braid/internal/kernel/route"
 	"github.com/braidnet/braid/internal/kernel/tun"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/overlay"
@@ -28,6 +27,7 @@ type overlayConfig struct {
 	Direct  bool   // reach peers on the link by plain routes
 	VXLAN   peer.VXLAN
 	UDP     peer.UDP
+	Select  overlay.Select
 
 	WireGuard     peer.WireGuard
 	UserWireGuard bool // serve WireGuard in this process even where the kernel could
@@ -39,6 +39,8 @@ type overlayResult struct {
 	MTU     int            // of pods, bytes; 0 = not known
 	MTUWhy  string         // what it comes from
 	Addrs   []string       // this node's addresses, each with the device that has it
+	AddrWhy string         // what they come from
+	Own     []netip.Addr   // where other nodes reach this one, as chosen by settings; nil without these
 	Peers   int            // nodes with at least one pod CIDR reached
 	Direct  int            // pod CIDRs reached without a tunnel
 	Changes []string       // what was done, each with its reason; empty when all was right
@@ -97,14 +99,20 @@ func (o *podNetwork) Sync(ctx context.Context) (overlayResult, error) {
 	if err != nil {
 		return overlayResult{}, fmt.Errorf("overlay: %w", err)
 	}
-	in, err := o.input(table)
+	in, why, err := o.input(table)
 	if err != nil {
+		if o.current().table == nil {
+			o.remember(view{table: table}) // a device or address that comes is worth a try
+		}
 		return overlayResult{}, fmt.Errorf("overlay: %w", err)
 	}
 	net, notes := overlay.Plan(in)
-	res := overlayResult{Peers: countPeers(in.Peers, net.Routes), Notes: notes}
+	res := overlayResult{Peers: countPeers(in.Peers, net.Routes), Notes: notes, AddrWhy: why}
 	res.MTU, res.MTUWhy = overlay.MTU(in)
 	res.Direct = countDirect(net)
+	if o.cfg.Select.Given() {
+		res.Own = in.Own
+	}
 	for _, u := range in.Underlays {
 		res.Addrs = append(res.Addrs, fmt.Sprintf("%s on %s", u.Addr, u.Dev))
 	}
@@ -151,10 +159,10 @@ func (o *podNetwork) Cleanup() ([]string, error) {
 	return w.changes, errors.Join(w.errs...)
 }
 
-// input gathers what the plan depends on: the nodes of the store, and of the machine the devices
-// that hold this node's InternalIPs.
-func (o *podNetwork) input(t *link.Table) (overlay.Input, error) {
-	in := overlay.Input{Backend: o.cfg.Backend, Name: o.cfg.Node, Direct: o.cfg.Direct, VXLAN: o.cfg.VXLAN, UDP: o.cfg.UDP, WireGuard: o.cfg.WireGuard}
+// input gathers what the plan depends on: the nodes of the store, and of the machine the addresses that
+// carry packets between nodes; why says what those come from.
+func (o *podNetwork) input(t *link.Table) (in overlay.Input, why string, err error) {
+	in = overlay.Input{Backend: o.cfg.Backend, Name: o.cfg.Node, Direct: o.cfg.Direct, VXLAN: o.cfg.VXLAN, UDP: o.cfg.UDP, WireGuard: o.cfg.WireGuard}
 	for _, obj := range o.store.List(model.KindNode) {
 		if n, ok := obj.(*model.Node); !ok {
 			continue
@@ -165,25 +173,10 @@ func (o *podNetwork) input(t *link.Table) (overlay.Input, error) {
 		}
 	}
 	if in.Self == nil {
-		return in, nil
+		return in, "", nil
 	}
-	owners, err := link.AddrOwners(o.h, t)
-	if err != nil {
-		return in, err
-	}
-	for _, is4 := range []bool{true, false} {
-		addr, ok := in.Self.Address(is4)
-		if !ok || owners[addr] == 0 {
-			continue
-		}
-		u := overlay.Underlay{Addr: addr, Dev: t.Name(owners[addr])}
-		u.MTU, _ = t.MTU(u.Dev)
-		if u.OnLink, err = route.OnLink(o.h, t, u.Dev, is4); err != nil {
-			return in, err
-		}
-		in.Underlays = append(in.Underlays, u)
-	}
-	return in, nil
+	why, err = o.underlays(t, &in)
+	return in, why, err
 }
 
 // countPeers counts the nodes that a route leads to.

@@ -3,7 +3,9 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 
 	"github.com/braidnet/braid/internal/kernel/link"
@@ -19,8 +21,9 @@ type overlayLoop struct {
 	mtu     atomic.Int64 // of pods, as of the newest Sync; 0 = not known
 	setMTU  int          // setting mtu; 0 = the one that is found
 	onMTU   func()       // called when mtu changed
-	onKeys  func()       // called when this node's public keys may have changed
+	onOwn   func()       // called when what this node says of itself in its Node may have changed
 
+	own  atomic.Pointer[[]netip.Addr]  // where other nodes reach this one, as chosen by settings; nil before it is chosen
 	last atomic.Pointer[overlayResult] // of the newest Sync that knew the MTU; nil before
 }
 
@@ -29,18 +32,22 @@ func newOverlayLoop(c Config, store *model.Store) (*overlayLoop, error) {
 	if c.KeyAge > 0 {
 		keys.settle = min(keySettle, c.KeyAge)
 	}
-	n, err := newOverlay(overlayConfig{Keys: keys, WireGuard: peer.WireGuard{Port: uint16(c.WireGuardPort)}, Backend: c.Overlay, Node: c.Node, Direct: c.Direct,
+	n, err := newOverlay(overlayConfig{Keys: keys, WireGuard: peer.WireGuard{Port: uint16(c.WireGuardPort)}, Backend: c.Overlay, Node: c.Node, Direct: c.Direct, Select: c.selection(),
 		VXLAN: peer.VXLAN{VNI: uint32(c.VNI), Port: uint16(c.Port), GBP: c.GBP}, UDP: peer.UDP{Port: uint16(c.UDPPort)}}, store, c.Log)
 	if err != nil {
 		return nil, err
 	}
-	return &overlayLoop{podNetwork: n, backend: c.Overlay, setMTU: c.MTU, onMTU: func() {}, onKeys: func() {}}, nil
+	return &overlayLoop{podNetwork: n, backend: c.Overlay, setMTU: c.MTU, onMTU: func() {}, onOwn: func() {}}, nil
 }
 
 func (o *overlayLoop) step(ctx context.Context) (reconcile.Outcome, error) {
 	res, err := o.Sync(ctx)
 	if o.cfg.Backend == "wireguard" && len(res.Changes) > 0 {
-		o.onKeys()
+		o.onOwn()
+	}
+	if was := o.own.Load(); res.Own != nil && (was == nil || !slices.Equal(*was, res.Own)) {
+		o.own.Store(&res.Own)
+		o.onOwn()
 	}
 	if res.MTU > 0 {
 		o.last.Store(&res)

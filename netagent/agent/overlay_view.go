@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -22,7 +23,9 @@ import (
 // a Sync.
 type view struct {
 	table  *link.Table
-	ips    map[netip.Addr]string // InternalIPs of this node and the device each was on, "" = none
+	ips    map[netip.Addr]string // addresses of this node as the cluster knows it, and the device each was on, "" = none
+	choose bool                  // every address and default route of the machine matters
+	ways   []netip.Addr          // addresses that routes are followed to, sorted
 	under  map[string]underlayState
 	links  map[string]desired.Link
 	addrs  map[desired.AddrKey]desired.Addr
@@ -52,14 +55,22 @@ func newView(in overlay.Input, want desired.Network, t *link.Table) view {
 		}
 	}
 	for _, u := range in.Underlays {
-		s := underlayState{index: t.Index(u.Dev)}
-		s.mtu, s.up = t.MTU(u.Dev)
-		v.under[u.Dev], v.ips[u.Addr] = s, u.Dev
+		v.under[u.Dev], v.ips[u.Addr] = stateOfLink(t, u.Dev), u.Dev
 	}
+	for dev := range in.Ways {
+		v.under[dev] = stateOfLink(t, dev)
+	}
+	v.ways = slices.SortedFunc(maps.Keys(in.PathMTU), netip.Addr.Compare)
 	for _, l := range want.Links {
 		v.links[l.Name] = l
 	}
 	return v
+}
+
+func stateOfLink(t *link.Table, dev string) underlayState {
+	s := underlayState{index: t.Index(dev)}
+	s.mtu, s.up = t.MTU(dev)
+	return s
 }
 
 func byKey[T desired.Object[T, K], K comparable](list []T) map[K]T {
@@ -71,6 +82,7 @@ func byKey[T desired.Object[T, K], K comparable](list []T) map[K]T {
 }
 
 func (o *podNetwork) remember(v view) {
+	v.choose = v.table != nil && o.cfg.Select.Given()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.view = v
@@ -121,7 +133,8 @@ func (v view) hitLink(u netlink.LinkUpdate) bool {
 	return false
 }
 
-// hitAddr: one of this node's InternalIPs comes, goes or moves, or an address of our devices changes.
+// hitAddr: one of this node's addresses comes, goes or moves, or an address of our devices changes; and any other, where
+// settings choose among them.
 func (v view) hitAddr(u netlink.AddrUpdate) bool {
 	p := link.Netip(&u.LinkAddress)
 	if !p.IsValid() {
@@ -129,6 +142,9 @@ func (v view) hitAddr(u netlink.AddrUpdate) bool {
 	}
 	if on, own := v.ips[p.Addr()]; own {
 		return !u.NewAddr || on == "" || on != v.name(u.LinkIndex)
+	}
+	if v.choose && !isPodLink(v.name(u.LinkIndex)) && !p.Addr().IsLinkLocalUnicast() {
+		return true
 	}
 	dev := v.ours(u.LinkIndex)
 	if dev == "" || p.Addr().IsLinkLocalUnicast() {
@@ -144,6 +160,9 @@ func (v view) hitRoute(u netlink.RouteUpdate) bool {
 		return false
 	}
 	have, ours := route.Read(&u.Route, v.name)
+	if !ours && u.Protocol != desired.RouteProtocol && v.leads(link.Netip(u.Dst)) {
+		return true
+	}
 	want, wanted := v.routes[have.Dst]
 	if u.Type == unix.RTM_DELROUTE {
 		return wanted && ours && desired.Same(have, want)
@@ -152,6 +171,15 @@ func (v view) hitRoute(u netlink.RouteUpdate) bool {
 		return ours && len(v.ips) > 0
 	}
 	return !ours || !desired.Same(have, want)
+}
+
+// leads reports whether a route to dst may be on the way to another node, or choose this node's address.
+func (v view) leads(dst netip.Prefix) bool {
+	if !dst.IsValid() || dst.Bits() == 0 { // a default route
+		return v.choose || len(v.ways) > 0
+	}
+	i, _ := slices.BinarySearchFunc(v.ways, dst.Masked().Addr(), netip.Addr.Compare)
+	return i < len(v.ways) && dst.Contains(v.ways[i])
 }
 
 // hitNeigh: a neighbour or forwarding entry of our devices is gone, changed, or not wanted.

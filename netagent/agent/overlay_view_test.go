@@ -114,7 +114,9 @@ func TestOverlayViewJudgesEvents(t *testing.T) {
 		{"underlay changed", run("ip link set eth0 mtu 1400"), []string{"link"}},
 		// With its last address the device loses its neighbours.
 		{"own address gone", run("ip addr del 10.244.1.0/32 dev braid.vx4"), []string{"address", "neighbour"}},
-		{"node address gone", run("ip addr del 192.168.77.1/24 dev eth0"), []string{"address"}},
+		{"node address gone", run("ip addr del 192.168.77.1/24 dev eth0"), []string{"address", "route"}},
+		{"a route to a node", run("ip route add 192.168.77.2 dev eth0 mtu 1400", "ip route del 192.168.77.2"), []string{"route"}},
+		{"a default route, which may lead to nodes", run("ip route add default via 192.168.77.3", "ip route del default"), []string{"route"}},
 		{"route gone", run("ip route del 10.244.3.0/24"), []string{"route"}},
 		{"route taken over", run("ip -6 route replace fd00:10:244:3::/64 dev braid0"), []string{"route"}},
 		{"neighbour gone", run("ip neigh del 10.244.2.0 dev braid.vx4"), []string{"neighbour"}},

@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,6 +34,7 @@ const AnnotationsFile = "node-annotations.json"
 type ownNode struct {
 	agent *Agent
 	keys  *keyring // nil unless the overlay is wireguard
+	under bool     // settings choose where other nodes reach this one
 	lease *lease   // nil unless pod CIDRs are to be taken
 
 	http *http.Client // made when it is needed
@@ -48,33 +51,44 @@ func (a *Agent) buildOwnNode() {
 		from, _ := prefixes(a.cfg.DetectLocal.ClusterCIDR) // Validate has read it
 		n.lease = &lease{api: n, node: a.cfg.Node, from: from, bits: a.cfg.nodeMask, pause: pauseFor}
 	}
-	if n.keys == nil && n.lease == nil {
+	n.under = a.overlay != nil && a.cfg.Interface.given()
+	if n.keys == nil && n.lease == nil && !n.under {
 		return
 	}
 	a.addLoop("own-node", n.step, 10*time.Second)
-	if n.keys != nil {
-		a.overlay.onKeys = a.byName["own-node"].Kick
+	if n.keys != nil || n.under {
+		a.overlay.onOwn = a.byName["own-node"].Kick
 	}
 }
 
-// wanted are the annotations that this node should have.
-func (o *ownNode) wanted() map[string]string {
-	if o.keys == nil {
-		return nil
+// wanted are the annotations that this node should have, "" for those that it should not have.
+func (o *ownNode) wanted(node *model.Node) map[string]string {
+	want := map[string]string{}
+	if o.keys != nil {
+		words := []string{}
+		for _, k := range o.keys.public() {
+			words = append(words, k.String())
+		}
+		if len(words) > 0 {
+			want[overlay.KeyAnnotation] = strings.Join(words, " ")
+		}
 	}
-	words := []string{}
-	for _, k := range o.keys.public() {
-		words = append(words, k.String())
+	if a := o.agent.overlay; o.under && a.own.Load() != nil {
+		want[overlay.UnderlayAnnotation] = ""
+		without, _ := overlay.Addresses(&model.Node{InternalIPs: node.InternalIPs})
+		if own := *a.own.Load(); !slices.Equal(own, without) {
+			words := make([]string, len(own))
+			for i, addr := range own {
+				words[i] = addr.String()
+			}
+			want[overlay.UnderlayAnnotation] = strings.Join(words, ",")
+		}
 	}
-	if len(words) == 0 {
-		return nil
-	}
-	return map[string]string{overlay.KeyAnnotation: strings.Join(words, " ")}
+	return want
 }
 
 // step writes the annotations where they differ.
 func (o *ownNode) step(ctx context.Context) (out reconcile.Outcome, err error) {
-	want := o.wanted()
 	node, _ := o.agent.store.Get(model.Ref{Kind: model.KindNode, Key: model.Key{Name: o.agent.cfg.Node}}).(*model.Node)
 	if node != nil && len(node.PodCIDRs) == 0 && o.lease != nil {
 		got, err := o.lease.take(ctx)
@@ -83,30 +97,39 @@ func (o *ownNode) step(ctx context.Context) (out reconcile.Outcome, err error) {
 		}
 		out.Changes = append(out.Changes, fmt.Sprintf("took pod CIDRs %s for %s: the cluster gave it none", join(got), node.Origin))
 	}
-	if node == nil || want == nil {
+	if node == nil {
 		out.Summary = "nothing to write"
 		return out, nil
 	}
-	out.Summary = fmt.Sprintf("%d annotations of %s", len(want), node.Origin)
+	want := o.wanted(node)
 	if o.agent.cfg.Manifests != "" {
 		return out, o.save(want)
 	}
+	patch := map[string]any{}
 	for name, value := range want {
-		if node.Annotations[name] == value {
-			delete(want, name)
+		switch have, ok := node.Annotations[name]; {
+		case value == "" && ok:
+			patch[name] = nil
+		case value != "" && have != value:
+			patch[name] = value
 		}
 	}
-	if len(want) == 0 {
+	out.Summary = fmt.Sprintf("%d annotations of %s", len(want), node.Origin)
+	if len(patch) == 0 {
 		return out, nil
 	}
-	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": want}})
+	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": patch}})
 	if err == nil {
 		err = o.patch(ctx, body)
 	}
 	if err != nil {
 		return out, fmt.Errorf("write the annotations of %s: %w", node.Origin, err)
 	}
-	for name, value := range want {
+	for name, value := range patch {
+		if value == nil {
+			out.Changes = append(out.Changes, fmt.Sprintf("took annotation %s from %s: its InternalIPs are right", name, node.Origin))
+			continue
+		}
 		out.Changes = append(out.Changes, fmt.Sprintf("set annotation %s of %s to %s", name, node.Origin, value))
 	}
 	return out, nil
@@ -115,11 +138,13 @@ func (o *ownNode) step(ctx context.Context) (out reconcile.Outcome, err error) {
 // save writes the file for whoever keeps the manifests, when it does not say so already.
 func (o *ownNode) save(want map[string]string) error {
 	path := filepath.Join(o.agent.cfg.RunDir, AnnotationsFile)
+	maps.DeleteFunc(want, func(_, value string) bool { return value == "" })
 	data, err := json.Marshal(want)
 	if err != nil {
 		return err
 	}
-	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
+	have, err := os.ReadFile(path)
+	if err == nil && bytes.Equal(have, data) || os.IsNotExist(err) && len(want) == 0 {
 		return nil
 	}
 	return install.Replace(path, data, 0o644)

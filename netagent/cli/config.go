@@ -71,19 +71,31 @@ func setFlag(flags *pflag.FlagSet, seen map[string]int, key, val *yaml.Node) err
 		return fmt.Errorf("unknown key %q%s; accepted: %s", key.Value, didYouMean(flags, key.Value), strings.Join(names(flags), ", "))
 	case seen[f.Name] > 0:
 		return fmt.Errorf("key %q stands in line %d already", f.Name, seen[f.Name])
-	case val.Kind != yaml.ScalarNode:
-		return fmt.Errorf("%s: expected one value, not a list or a mapping", key.Value)
+	}
+	values := []*yaml.Node{val}
+	if _, many := f.Value.(pflag.SliceValue); many && val.Kind == yaml.SequenceNode {
+		values = val.Content
+	}
+	for _, v := range values {
+		if v.Kind != yaml.ScalarNode {
+			return fmt.Errorf("%s: expected one value, not a list or a mapping", key.Value)
+		}
 	}
 	seen[f.Name] = key.Line
 	if f.Changed {
 		return nil // given on the command line
 	}
-	value := val.Value
-	if val.Tag == "!!null" {
-		value = ""
-	}
-	if err := flags.Set(f.Name, value); err != nil {
-		return fmt.Errorf("%s: %q is not a valid %s", key.Value, value, f.Value.Type())
+	for _, v := range values {
+		value := v.Value
+		if v.Tag == "!!null" && values[0] != val {
+			return fmt.Errorf("%s: an empty item", key.Value)
+		}
+		if v.Tag == "!!null" {
+			value = ""
+		}
+		if err := flags.Set(f.Name, value); err != nil {
+			return fmt.Errorf("%s: %q is not a valid %s", key.Value, value, f.Value.Type())
+		}
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,6 +29,9 @@ func TestLoadConfig(t *testing.T) {
 		{"a setting that only kube-proxy has", "node: n7\niptables-min-sync-period: 1s\n", "", `c.yaml:2: key "iptables-min-sync-period": a setting of kube-proxy that does not exist here: changes are written as they come`, "", ""},
 		{"a file of kube-proxy", "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n", "", "c.yaml:2: this is a KubeProxyConfiguration", "", ""},
 		{"twice", "node: a\nnode: b\n", "", `c.yaml:2: key "node" stands in line 1 already`, "", ""},
+		{"bad regular expression", "node: n7\niface-regex: eth(\n", "", `c.yaml:2: iface-regex: "eth(" is no regular expression`, "", ""},
+		{"list in a list", "iface: [[a]]\n", "", "c.yaml:1: iface: expected one value", "", ""},
+		{"empty item", "iface: [eth0, ]\niface-regex: [a, null]\n", "", "c.yaml:2: iface-regex: an empty item", "", ""},
 		{"list", "node: [a]\n", "", "c.yaml:1: node: expected one value", "", ""},
 		{"not a mapping", "- node\n", "", "c.yaml:1: expected `name: value` pairs", "", ""},
 		{"broken yaml", "node: n1\n\toverlay: x\n", "", "c.yaml:2: ", "", ""},
@@ -65,6 +69,32 @@ func TestLoadConfig(t *testing.T) {
 				t.Errorf("node %q overlay %q, want %q %q", cfg.Node, cfg.Overlay, tc.wantNode, tc.wantOverlay)
 			}
 		})
+	}
+}
+
+// Settings that flannel's users give several times are lists in a file, or one value.
+func TestListsOfInterfaces(t *testing.T) {
+	for _, tc := range []struct{ yaml, args, want string }{
+		{"iface: [eth1, 192.0.2.1]\niface-regex: ['^bond{1,2}', wg]\n", "", "[eth1 192.0.2.1] [^bond{1,2} wg]"},
+		{"iface: eth1\niface-regex: ^bond{1,2}\n", "", "[eth1] [^bond{1,2}]"},
+		{"iface: eth1,eth2\n", "", "[eth1 eth2] []"},
+		{"iface: eth1\n", "--iface=eth2 --iface=eth3 --iface-regex=a{1,2} --iface-regex=b", "[eth2 eth3] [a{1,2} b]"},
+	} {
+		file := filepath.Join(t.TempDir(), "c.yaml")
+		if err := os.WriteFile(file, []byte(tc.yaml), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cfg := agent.DefaultConfig()
+		cfg.Node = "n1"
+		flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
+		runFlags(flags, &cfg)
+		if err := flags.Parse(strings.Fields(tc.args)); err != nil {
+			t.Fatal(err)
+		}
+		err := loadConfig(file, flags, cfg.Validate)
+		if got := fmt.Sprint(cfg.Interface.Iface, cfg.Interface.IfaceRegex); err != nil || got != tc.want {
+			t.Errorf("%q %s: %s, %v, want %s", tc.yaml, tc.args, got, err, tc.want)
+		}
 	}
 }
 

@@ -37,14 +37,17 @@ type (
 
 // Input is everything a plan depends on.
 type Input struct {
-	Backend   string        // one of Backends
-	Name      string        // this node's name
-	Self      *model.Node   // nil when the cluster does not know the node
-	Peers     []*model.Node // the other nodes, in any order
-	Underlays []Underlay    // at most one per family
-	Direct    bool          // reach peers on the link by plain routes: vxlan, ipip
-	VXLAN     peer.VXLAN    // of backend vxlan
-	UDP       peer.UDP      // of backend udp
+	Backend   string             // one of Backends
+	Name      string             // this node's name
+	Self      *model.Node        // nil when the cluster does not know the node
+	Peers     []*model.Node      // the other nodes, in any order
+	Underlays []Underlay         // at most one per family
+	Own       []netip.Addr       // where other nodes reach this one, when that is not its InternalIPs; at most one per family
+	PathMTU   map[netip.Addr]int // what the route to an address of a peer takes, bytes; absent = not known
+	Ways      map[string]bool    // the devices that those routes lead by
+	Direct    bool               // reach peers on the link by plain routes: vxlan, ipip
+	VXLAN     peer.VXLAN         // of backend vxlan
+	UDP       peer.UDP           // of backend udp
 	WireGuard peer.WireGuard
 }
 
@@ -76,6 +79,7 @@ func Plan(in Input) (desired.Network, []Note) {
 	net, more := b.plan(self, peers)
 	net.Sort()
 	notes = append(notes, more...)
+	notes = append(notes, narrow(net.Routes, peers)...)
 	slices.SortFunc(notes, func(a, b Note) int {
 		return cmp.Or(strings.Compare(a.Node, b.Node), strings.Compare(a.Text, b.Text))
 	})
@@ -126,12 +130,12 @@ func prepare(in Input) (b backend, self peer.Self, peers []peer.Peer, notes []No
 		block("unknown overlay backend %q: use one of %s", in.Backend, strings.Join(Backends(), ", "))
 	case in.Self == nil:
 		block("the cluster has no Node of this name: is it what `kubectl get nodes` prints?")
-	case len(in.Self.InternalIPs) == 0:
+	case len(in.Self.InternalIPs) == 0 && len(in.Own) == 0:
 		block("it has no InternalIP in status.addresses: the kubelet sets it (--node-ip)")
 	case len(in.Underlays) == 0:
 		block("no device of this machine, loopback aside, holds its InternalIP %v: is the device up, and --node-ip right?", in.Self.InternalIPs)
 	case in.Backend == "ipip" && !slices.ContainsFunc(in.Underlays, func(u Underlay) bool { return u.Addr.Is4() }):
-		block("ipip goes over IPv4, and no device of this machine has an InternalIP of that family: use vxlan")
+		block("ipip goes over IPv4, and this node has no address of that family for it: use vxlan")
 	}
 	if len(notes) > 0 {
 		return b, self, nil, notes
@@ -148,24 +152,66 @@ func prepare(in Input) (b backend, self peer.Self, peers []peer.Peer, notes []No
 		p := peer.Peer{Name: n.Name, Origin: n.Origin.String(), MAC: c.macs[n], Keys: c.keys[n]}
 		for _, cidr := range c.good[n] {
 			if via, ok := c.transport(n, cidr.Addr().Is4()); !ok && in.Backend == "ipip" {
-				c.note(n, "no route to pod CIDR %s: ipip goes over IPv4, and it has no InternalIP of that family (%v): use vxlan", cidr, n.InternalIPs)
+				c.note(n, "no route to pod CIDR %s: ipip goes over IPv4, and it has no address of that family (%v): use vxlan", cidr, c.addrs[n])
 			} else if !ok {
-				c.note(n, "no route to pod CIDR %s: it shares no family of InternalIP with this node (%v and %v)", cidr, n.InternalIPs, in.Self.InternalIPs)
+				c.note(n, "no route to pod CIDR %s: it shares no family of addresses with this node (%v and %v)", cidr, c.addrs[n], c.addrs[in.Self])
 			} else if reason := c.unusable(via); reason != "" {
-				c.note(n, "no route to pod CIDR %s: its InternalIP %s %s", cidr, via, reason)
+				c.note(n, "no route to pod CIDR %s: its address %s %s", cidr, via, reason)
 			} else {
-				p.Paths = append(p.Paths, peer.Path{CIDR: cidr, Via: via})
+				p.Paths = append(p.Paths, peer.Path{CIDR: cidr, Via: via, MTU: in.PathMTU[via]})
 			}
 		}
 		if len(p.Paths) > 0 {
 			peers = append(peers, p)
 		}
 	}
+	self.Underlays = withMTU(self.Underlays, peers)
 	return b, self, peers, c.notes
 }
 
-// transport returns the peer's InternalIP that carries pods of a family: over the same family when
-// both nodes have an InternalIP of it, else over the other one; ipip knows IPv4 only. It looks at the cluster's view of
+// withMTU finds out what each underlay takes: as much as the widest way to a peer, since routes to the others say
+// that they take less. Without peers that is what the device takes.
+func withMTU(list []Underlay, peers []peer.Peer) []Underlay {
+	for i := range list {
+		u := &list[i]
+		widest := 0
+		for _, p := range peers {
+			for _, path := range p.Paths {
+				if path.Via.Is4() != u.Addr.Is4() {
+					continue
+				}
+				if path.MTU == 0 {
+					path.MTU = u.DevMTU
+				}
+				widest = max(widest, path.MTU)
+			}
+		}
+		u.MTU, u.Why = u.DevMTU, fmt.Sprintf("%s has %d", u.Dev, u.DevMTU)
+		if widest > 0 && widest != u.DevMTU {
+			u.MTU, u.Why = widest, fmt.Sprintf("the routes to other nodes have %d", widest)
+		}
+	}
+	return list
+}
+
+// narrow notes the routes that are too narrow for IPv6.
+func narrow(routes []desired.Route, peers []peer.Peer) (notes []Note) {
+	for _, r := range routes {
+		if r.MTU == 0 || r.MTU >= peer.MinIPv6MTU || r.Dst.Addr().Is4() {
+			continue
+		}
+		for _, p := range peers {
+			if slices.ContainsFunc(p.Paths, func(path peer.Path) bool { return path.CIDR == r.Dst }) {
+				notes = append(notes, Note{Node: p.Name, Text: fmt.Sprintf("the way to it takes packets of %d bytes only, IPv6 needs %d: raise the MTU of the route to it, and of what carries it",
+					r.MTU, peer.MinIPv6MTU)})
+			}
+		}
+	}
+	return notes
+}
+
+// transport returns the peer's address that carries pods of a family: over the same family when
+// both nodes have one of it, else over the other one; ipip knows IPv4 only. It looks at the cluster's view of
 // both nodes only, so both ends choose alike.
 func (c *check) transport(n *model.Node, is4 bool) (netip.Addr, bool) {
 	families := []bool{is4, !is4}
@@ -173,8 +219,8 @@ func (c *check) transport(n *model.Node, is4 bool) (netip.Addr, bool) {
 		families = []bool{true}
 	}
 	for _, over := range families {
-		_, mine := c.in.Self.Address(over)
-		if via, theirs := n.Address(over); mine && theirs {
+		_, mine := c.address(c.in.Self, over)
+		if via, theirs := c.address(n, over); mine && theirs {
 			return via, true
 		}
 	}

@@ -44,8 +44,8 @@ func input(backend string, self *model.Node, peers ...*model.Node) Input {
 		return in
 	}
 	for _, u := range []Underlay{
-		{Dev: "eth0", MTU: 1500, OnLink: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24")}},
-		{Dev: "eth1", MTU: 1480, OnLink: []netip.Prefix{netip.MustParsePrefix("fd00::/64")}},
+		{Dev: "eth0", DevMTU: 1500, OnLink: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24")}},
+		{Dev: "eth1", DevMTU: 1480, OnLink: []netip.Prefix{netip.MustParsePrefix("fd00::/64")}},
 	} {
 		if addr, ok := self.Address(u.Dev == "eth0"); ok {
 			u.Addr = addr
@@ -103,7 +103,7 @@ func TestPlan(t *testing.T) {
 		{"host-gw", "host-gw", node("a", dualCIDR, dualIP), []*model.Node{node("b", "10.244.2.0/24,fd00:10:244:2::/64", "192.168.0.2,fd00::2")},
 			[]string{"10.244.2.0/24 192.168.0.2 eth0", "fd00:10:244:2::/64 fd00::2 eth1"}, nil, nil, 1480},
 		{"host-gw peer behind a router", "host-gw", node("a", "10.244.1.0/24", "192.168.0.1"), []*model.Node{node("b", "10.244.2.0/24", "192.168.7.2")},
-			nil, nil, []string{"node b: no route to pod CIDR 10.244.2.0/24: its InternalIP 192.168.7.2 is not on the link of eth0"}, 1500},
+			nil, nil, []string{"node b: no route to pod CIDR 10.244.2.0/24: its address 192.168.7.2 is not on the link of eth0"}, 1500},
 		{"host-gw other family", "host-gw", node("a", dualCIDR, "192.168.0.1"), []*model.Node{node("b", "fd00:10:244:2::/64", "192.168.0.2")},
 			nil, nil, []string{"node b: no route to pod CIDR fd00:10:244:2::/64: host-gw cannot carry IPv6 over IPv4"}, 1500},
 		{"ipip dual-stack", "ipip", node("a", dualCIDR, dualIP), []*model.Node{node("b", "10.244.2.0/24,fd00:10:244:2::/64", "192.168.7.2,fd00:7::2")},
@@ -111,7 +111,7 @@ func TestPlan(t *testing.T) {
 		{"ipip carries IPv6 pods over IPv4", "ipip", node("a", dualCIDR, "192.168.0.1"), []*model.Node{node("b", "10.244.2.0/24,fd00:10:244:2::/64", "192.168.7.2")},
 			[]string{"10.244.2.0/24 192.168.7.2 braid.ipip", "fd00:10:244:2::/64 ::c0a8:702 braid.sit"}, nil, nil, 1480},
 		{"ipip goes over IPv4 only", "ipip", node("a", dualCIDR, dualIP), []*model.Node{node("b", "fd00:10:244:2::/64", "fd00:7::2")},
-			nil, nil, []string{"node b: no route to pod CIDR fd00:10:244:2::/64: ipip goes over IPv4, and it has no InternalIP"}, 1480},
+			nil, nil, []string{"node b: no route to pod CIDR fd00:10:244:2::/64: ipip goes over IPv4, and it has no address"}, 1480},
 		{"ipip on a node without IPv4", "ipip", node("a", dualCIDR, "fd00::1"), []*model.Node{node("b", "10.244.2.0/24", "192.168.0.2")},
 			nil, nil, []string{"node a: ipip goes over IPv4"}, 0},
 		{"ipip direct", "ipip direct", node("a", "10.244.1.0/24", "192.168.0.1"), []*model.Node{node("b", "10.244.2.0/24", "192.168.0.2"), node("c", "10.244.3.0/24", "192.168.7.3")},
@@ -133,7 +133,7 @@ func TestPlan(t *testing.T) {
 			[]string{"10.244.4.0/24 192.168.0.4 eth0"}, nil,
 			[]string{"node b: its pod CIDR 0.0.0.0/0 is not used", "node c: its pod CIDR 192.168.0.0/16 is not used: it holds 192.168.0.1", "node e: its pod CIDR 169.254.0.0/16"}, 1500},
 		{"peer with our address", "vxlan", node("a", "10.244.1.0/24", "192.168.0.1"), []*model.Node{node("b", "10.244.2.0/24", "192.168.0.1"), node("c", "10.244.3.0/24", "127.0.0.1")},
-			nil, nil, []string{"node b: no route to pod CIDR 10.244.2.0/24: its InternalIP 192.168.0.1 is this node's own", "node c: no route to pod CIDR 10.244.3.0/24: its InternalIP 127.0.0.1 is a loopback"}, 1450},
+			nil, nil, []string{"node b: no route to pod CIDR 10.244.2.0/24: its address 192.168.0.1 is this node's own", "node c: no route to pod CIDR 10.244.3.0/24: its address 127.0.0.1 is a loopback"}, 1450},
 		{"own node missing", "vxlan", nil, []*model.Node{node("b", "10.244.2.0/24", "192.168.0.2")}, nil, nil, []string{"node a: the cluster has no Node of this name"}, 0},
 		{"own CIDR missing", "vxlan", node("a", "", "192.168.0.1"), []*model.Node{node("b", "10.244.2.0/24", "192.168.0.2")},
 			[]string{"10.244.2.0/24 10.244.2.0 braid.vx4"}, []string{"braid.vx4 " + derived("b") + " 192.168.0.2"}, []string{"node a: it has no spec.podCIDRs"}, 1450},
@@ -206,7 +206,7 @@ func TestVXLANDevices(t *testing.T) {
 		t.Errorf("links %v, want both to carry marks", net.Links)
 	}
 	small := input("vxlan", self)
-	small.Underlays[1].MTU = 1300
+	small.Underlays[1].DevMTU = 1300
 	if _, notes := Plan(small); len(notes) != 1 || !strings.Contains(notes[0].Text, "1230") {
 		t.Errorf("notes %v: want one on too small an MTU for IPv6", notes)
 	}

@@ -17,6 +17,7 @@ type check struct {
 	in    Input
 	nodes []*model.Node                  // self and peers, by name
 	good  map[*model.Node][]netip.Prefix // pod CIDRs that may be used
+	addrs map[*model.Node][]netip.Addr   // where each is reached, at most one per family
 	macs  map[*model.Node]desired.MAC
 	keys  map[*model.Node][]desired.WGKey
 	notes []Note
@@ -24,10 +25,11 @@ type check struct {
 
 func newCheck(in Input) *check {
 	c := &check{in: in, nodes: append([]*model.Node{in.Self}, in.Peers...),
-		good: map[*model.Node][]netip.Prefix{}, macs: map[*model.Node]desired.MAC{},
+		good: map[*model.Node][]netip.Prefix{}, macs: map[*model.Node]desired.MAC{}, addrs: map[*model.Node][]netip.Addr{},
 		keys: map[*model.Node][]desired.WGKey{}}
 	slices.SortFunc(c.nodes, func(a, b *model.Node) int { return strings.Compare(a.Name, b.Name) })
 	c.cidrs()
+	c.underlays()
 	if in.Backend == "vxlan" {
 		c.addresses()
 	}
@@ -47,8 +49,13 @@ func (c *check) self(s peer.Self) {
 	if len(n.PodCIDRs) == 0 {
 		c.note(n, "it has no spec.podCIDRs: its pods cannot be reached; let the controller manager allocate them (--allocate-node-cidrs) or set them")
 	}
+	said, err := Addresses(n)
+	if _, ok := n.Annotations[UnderlayAnnotation]; ok && err == nil && len(c.in.Own) > 0 && !slices.Equal(said, c.in.Own) {
+		c.note(n, "its annotation %s says %v, and its settings say %v: other nodes send to the former until it is changed or taken away, by hand or by an agent that may (deploy/own-node) and has a setting such as iface",
+			UnderlayAnnotation, said, c.in.Own)
+	}
 	for _, is4 := range []bool{true, false} {
-		addr, has := n.Address(is4)
+		addr, has := c.address(n, is4)
 		if _, found := s.Underlay(is4); has && !found {
 			c.note(n, "no device of this machine holds its InternalIP %s: nothing is reached over %s", addr, peer.Family(is4))
 		}
@@ -68,6 +75,7 @@ func (c *check) cidrs() {
 	for _, n := range c.nodes {
 		ips = append(ips, n.InternalIPs...)
 	}
+	ips = append(ips, c.in.Own...)
 	slices.SortFunc(ips, netip.Addr.Compare)
 	var claims []claim
 	for _, n := range c.nodes {
@@ -122,6 +130,64 @@ func (c *check) overlaps(claims []claim) {
 	}
 }
 
+// underlays finds out where each node is reached. An annotation that names the address of another node, or one of
+// pods, does not count: it would lead that one's packets astray. Of two annotations with one address, the
+// first by the nodes' names counts.
+func (c *check) underlays() {
+	owner, cidrs := map[netip.Addr]*model.Node{}, map[netip.Prefix]*model.Node{}
+	lengths := map[int]bool{}
+	for _, n := range c.nodes {
+		for _, a := range n.InternalIPs {
+			owner[a] = n
+		}
+		for _, p := range c.good[n] {
+			cidrs[p], lengths[p.Bits()] = n, true
+		}
+	}
+	if len(c.in.Own) > 0 {
+		c.addrs[c.in.Self] = c.in.Own
+		for _, a := range c.in.Own {
+			owner[a] = c.in.Self
+		}
+	}
+	for _, n := range c.nodes {
+		if c.addrs[n] != nil {
+			continue
+		}
+		list, err := Addresses(n)
+		_, annotated := n.Annotations[UnderlayAnnotation]
+		for i := 0; annotated && err == nil && i < len(list); i++ {
+			a := list[i]
+			if other := owner[a]; other != nil && other != n {
+				err = fmt.Errorf("annotation %s: %s is an address of node %s; its InternalIPs are used", UnderlayAnnotation, a, other.Name)
+			}
+			for bits := range lengths {
+				if p, perr := a.Prefix(bits); perr == nil && cidrs[p] != nil {
+					err = fmt.Errorf("annotation %s: %s is in pod CIDR %s of node %s; its InternalIPs are used", UnderlayAnnotation, a, p, cidrs[p].Name)
+				}
+			}
+		}
+		if err != nil {
+			c.note(n, "%v", err)
+			list, _ = Addresses(&model.Node{InternalIPs: n.InternalIPs})
+		}
+		for _, a := range list {
+			owner[a] = n
+		}
+		c.addrs[n] = list
+	}
+}
+
+// address returns where a node is reached in a family, and whether it is.
+func (c *check) address(n *model.Node, is4 bool) (netip.Addr, bool) {
+	for _, a := range c.addrs[n] {
+		if a.Is4() == is4 {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
 // addresses gives every node its MAC. Two nodes cannot share one, since frames go by it: this node
 // comes first, then nodes whose address is derived, then by name; who comes too late has no route.
 func (c *check) addresses() {
@@ -159,12 +225,12 @@ func (c *check) addresses() {
 	}
 }
 
-// unusable says why an InternalIP of a peer cannot be one, or nothing.
+// unusable says why an address of a peer cannot be one, or nothing.
 func (c *check) unusable(a netip.Addr) string {
 	if reason := special(a); reason != "" {
 		return reason
 	}
-	if slices.Contains(c.in.Self.InternalIPs, a) {
+	if slices.Contains(c.in.Self.InternalIPs, a) || slices.Contains(c.addrs[c.in.Self], a) {
 		return "is this node's own"
 	}
 	return ""

@@ -24,8 +24,8 @@ func udpNode(name, cidrs, ips string) *model.Node {
 }
 
 func TestPlanUDP(t *testing.T) {
-	v4 := Underlay{Addr: netip.MustParseAddr("192.0.2.1"), Dev: "eth0", MTU: 1500}
-	v6 := Underlay{Addr: netip.MustParseAddr("2001:db8::1"), Dev: "eth1", MTU: 1400}
+	v4 := Underlay{Addr: netip.MustParseAddr("192.0.2.1"), Dev: "eth0", DevMTU: 1500}
+	v6 := Underlay{Addr: netip.MustParseAddr("2001:db8::1"), Dev: "eth1", DevMTU: 1400}
 	for name, tc := range map[string]struct {
 		self, peer *model.Node
 		under      []Underlay
@@ -44,7 +44,7 @@ func TestPlanUDP(t *testing.T) {
 		"IPv4 pods over IPv6": {udpNode("a", "10.1.0.0/24", "2001:db8::1"), udpNode("b", "10.2.0.0/24", "2001:db8::2"), []Underlay{v6}, 1352,
 			"[2001:db8::1]", "10.2.0.0/24 via 2001:db8::2", ""},
 		"no room for IPv6": {udpNode("a", "fd00:1::/64", "192.0.2.1"), udpNode("b", "fd00:2::/64", "192.0.2.2"),
-			[]Underlay{{Addr: v4.Addr, Dev: "eth0", MTU: 1300}}, 1272, "[192.0.2.1]", "fd00:2::/64 via 192.0.2.2", "IPv6 needs 1280"},
+			[]Underlay{{Addr: v4.Addr, Dev: "eth0", DevMTU: 1300}}, 1272, "[192.0.2.1]", "fd00:2::/64 via 192.0.2.2", "IPv6 needs 1280"},
 		"the device of the peer's family is missing": {udpNode("a", "10.1.0.0/24", "192.0.2.1 2001:db8::1"), udpNode("b", "10.2.0.0/24", "192.0.2.2"),
 			[]Underlay{v6}, 1352, "[2001:db8::1]", "", "no route to pod CIDR 10.2.0.0/24"},
 	} {

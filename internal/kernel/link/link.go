@@ -8,6 +8,7 @@ package link
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -83,21 +84,41 @@ func (t *Table) MTU(name string) (mtu int, up bool) {
 	return 0, false
 }
 
-// AddrOwners lists the addresses of the namespace, without those on loopback, and the index of the
-// link that holds each.
-func AddrOwners(h *netlink.Handle, t *Table) (map[netip.Addr]int, error) {
+// HostAddr is an address of the machine.
+type HostAddr struct {
+	Addr  netip.Addr
+	Dev   string
+	Spare bool // the kernel would not choose it as a source: deprecated, temporary, tentative
+}
+
+// HostAddrs lists the addresses of the namespace, without those on loopback, in the kernel's order.
+func HostAddrs(h *netlink.Handle, t *Table) ([]HostAddr, error) {
 	list, err := Dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
-	owners := make(map[netip.Addr]int, len(list))
+	out := make([]HostAddr, 0, len(list))
 	for _, a := range list {
 		l := t.links[t.names[a.LinkIndex]]
 		if p := Netip(a.IPNet); p.IsValid() && l != nil && l.Attrs().Flags&net.FlagLoopback == 0 {
-			owners[p.Addr()] = a.LinkIndex
+			spare := a.Flags&(unix.IFA_F_DEPRECATED|unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0
+			if p.Addr().Is6() { // of IPv4, the same bit marks the second address of a network
+				spare = spare || a.Flags&unix.IFA_F_TEMPORARY != 0
+			}
+			out = append(out, HostAddr{Addr: p.Addr(), Dev: l.Attrs().Name, Spare: spare})
 		}
 	}
-	return owners, nil
+	return out, nil
+}
+
+// Names lists the links without loopback ones, in the kernel's order.
+func (t *Table) Names() (list []string) {
+	for _, i := range slices.Sorted(maps.Keys(t.names)) {
+		if l := t.links[t.names[i]]; l != nil && l.Attrs().Flags&net.FlagLoopback == 0 {
+			list = append(list, t.names[i])
+		}
+	}
+	return list
 }
 
 // Addrs lists the addresses of a device of ours, without the link-local ones that the kernel makes.

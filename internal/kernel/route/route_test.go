@@ -14,7 +14,7 @@ import (
 	"github.com/braidnet/braid/internal/kernel/route"
 )
 
-func machine(t *testing.T) (*nstest.NS, *netlink.Handle, *link.Table) {
+func machine(t testing.TB) (*nstest.NS, *netlink.Handle, *link.Table) {
 	t.Helper()
 	ns := nstest.New(t)
 	for _, dev := range []string{"eth0", "eth1"} {
@@ -27,11 +27,27 @@ func machine(t *testing.T) (*nstest.NS, *netlink.Handle, *link.Table) {
 		t.Fatal(err)
 	}
 	t.Cleanup(h.Close)
+	return ns, h, readTable(t, h)
+}
+
+func readTable(t testing.TB, h *netlink.Handle) *link.Table {
+	t.Helper()
 	tab, err := link.ReadTable(h)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ns, h, tab
+	return tab
+}
+
+// apply sets a route and reads it back.
+func apply(t *testing.T, h *netlink.Handle, tab *link.Table, want desired.Route) {
+	t.Helper()
+	if err := route.Apply(h, tab, desired.Edit[desired.Route]{New: &want}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := route.List(h, tab); err != nil || !slices.Contains(got, want) {
+		t.Errorf("routes %v, %v, want %v", got, err, want)
+	}
 }
 
 func routeTo(dst, via, dev string, onlink bool) desired.Route {

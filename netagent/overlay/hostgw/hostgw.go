@@ -47,18 +47,18 @@ func Split(self peer.Self, p peer.Peer, routes []desired.Route) (peer.Peer, []de
 func route(self peer.Self, p peer.Peer, path peer.Path) (desired.Route, string) {
 	is4 := path.CIDR.Addr().Is4()
 	if path.Via.Is4() != is4 {
-		return desired.Route{}, fmt.Sprintf("host-gw cannot carry %s over %s: give both nodes an InternalIP of that family, or use vxlan",
+		return desired.Route{}, fmt.Sprintf("host-gw cannot carry %s over %s: give both nodes an address of that family, or use vxlan",
 			peer.Family(is4), peer.Family(!is4))
 	}
 	u, ok := self.Underlay(is4)
 	switch {
 	case !ok:
-		return desired.Route{}, fmt.Sprintf("node %s has no device with an %s InternalIP", self.Name, peer.Family(is4))
+		return desired.Route{}, fmt.Sprintf("node %s has no %s address for it", self.Name, peer.Family(is4))
 	case !u.Reaches(path.Via):
-		return desired.Route{}, fmt.Sprintf("its InternalIP %s is not on the link of %s (%v): host-gw needs all nodes on one link, use vxlan",
+		return desired.Route{}, fmt.Sprintf("its address %s is not on the link of %s (%v): host-gw needs all nodes on one link, use vxlan",
 			path.Via, u.Dev, u.OnLink)
 	}
-	return desired.Route{Dst: path.CIDR, Via: path.Via, Dev: u.Dev,
+	return desired.Route{Dst: path.CIDR, Via: path.Via, Dev: u.Dev, MTU: path.Below(u.DevMTU),
 		Origin: fmt.Sprintf("pod CIDR %s of %s", path.CIDR, p.Origin)}, ""
 }
 
@@ -67,7 +67,7 @@ func route(self peer.Self, p peer.Peer, path peer.Path) (desired.Route, string) 
 func MTU(self peer.Self, _ []peer.Peer) (mtu int, why string) {
 	for _, u := range self.Underlays {
 		if used(self.CIDRs, u.Addr) && (mtu == 0 || u.MTU < mtu) {
-			mtu, why = u.MTU, fmt.Sprintf("%s has %d, and plain routes add nothing", u.Dev, u.MTU)
+			mtu, why = u.MTU, u.Why+", and plain routes add nothing"
 		}
 	}
 	return mtu, why

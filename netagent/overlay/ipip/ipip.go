@@ -49,7 +49,7 @@ func MTU(self peer.Self, _ []peer.Peer) (mtu int, why string) {
 	if !ok {
 		return 0, ""
 	}
-	return u.MTU - overhead, fmt.Sprintf("%s has %d, less %d for the outer IPv4 header", u.Dev, u.MTU, overhead)
+	return u.MTU - overhead, fmt.Sprintf("%s, less %d for the outer IPv4 header", u.Why, overhead)
 }
 
 // Plan returns the devices, this node's addresses on them, and a route per pod CIDR of a peer.
@@ -66,14 +66,14 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 	if carried[0] {
 		device(&net, self, desired.Link{Name: Device6, Kind: desired.KindSIT, MTU: mtu}, u)
 		if mtu < peer.MinIPv6MTU {
-			notes = append(notes, peer.Note{Node: self.Name, Text: fmt.Sprintf("%s has room for packets of %d bytes only, IPv6 needs %d: raise the MTU of %s from %d",
-				Device6, mtu, peer.MinIPv6MTU, u.Dev, u.MTU)})
+			notes = append(notes, peer.Note{Node: self.Name, Text: fmt.Sprintf("%s has room for packets of %d bytes only, IPv6 needs %d: raise the MTU of the underlay (%s)",
+				Device6, mtu, peer.MinIPv6MTU, u.Why)})
 		}
 	}
 	for _, p := range peers {
 		p, net.Routes = hostgw.Split(self, p, net.Routes)
 		for _, path := range p.Paths {
-			r := desired.Route{Dst: path.CIDR, Via: path.Via, Dev: Device4, OnLink: true, Origin: fmt.Sprintf("pod CIDR %s of %s", path.CIDR, p.Origin)}
+			r := desired.Route{Dst: path.CIDR, Via: path.Via, Dev: Device4, OnLink: true, MTU: path.Inner(u, overhead), Origin: fmt.Sprintf("pod CIDR %s of %s", path.CIDR, p.Origin)}
 			if path.CIDR.Addr().Is6() { // where to is the gateway here too, in IPv6's clothes
 				r.Via, r.Dev = compatible(path.Via), Device6
 			}

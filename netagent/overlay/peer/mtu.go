@@ -13,7 +13,7 @@ func MTU(list []Underlay, overhead func(is4 bool) int, what string) (mtu int, wh
 		more := overhead(u.Addr.Is4())
 		if n := u.MTU - more; mtu == 0 || n < mtu {
 			mtu = n
-			why = fmt.Sprintf("%s has %d, less %d for %s over %s", u.Dev, u.MTU, more, what, Family(u.Addr.Is4()))
+			why = fmt.Sprintf("%s, less %d for %s over %s", u.Why, more, what, Family(u.Addr.Is4()))
 		}
 	}
 	return mtu, why

@@ -12,9 +12,11 @@ import (
 
 // Underlay is the machine's own network in one address family, the one of Addr.
 type Underlay struct {
-	Addr   netip.Addr     // this node's InternalIP
+	Addr   netip.Addr     // this node's
 	Dev    string         // the device that holds Addr
-	MTU    int            // of Dev, bytes
+	DevMTU int            // of Dev, bytes
+	MTU    int            // the largest packet that the ways to other nodes take, bytes
+	Why    string         // what MTU comes from
 	OnLink []netip.Prefix // what Dev reaches without a gateway
 }
 
@@ -63,11 +65,29 @@ func (s Self) Underlay(is4 bool) (Underlay, bool) {
 	return Underlay{}, false
 }
 
-// Path is one pod CIDR of a peer and the peer's InternalIP that packets to it go to. The two may be
+// Path is one pod CIDR of a peer and the peer's address that packets to it go to. The two may be
 // of different families.
 type Path struct {
 	CIDR netip.Prefix
 	Via  netip.Addr
+	MTU  int // the largest packet that the way to Via takes, bytes; 0 = not known
+}
+
+// Below is the path's MTU where it is known to be smaller than mtu, else 0.
+func (p Path) Below(mtu int) int {
+	if p.MTU < mtu {
+		return p.MTU
+	}
+	return 0
+}
+
+// Inner is the MTU of a route over a tunnel whose packets grow by overhead: 0, which is the device's, unless the
+// way to the peer takes less than those to others.
+func (p Path) Inner(u Underlay, overhead int) int {
+	if n := p.Below(u.MTU); n > 0 {
+		return n - overhead
+	}
+	return 0
 }
 
 // Peer is another node.

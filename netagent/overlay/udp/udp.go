@@ -78,14 +78,15 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 	}
 	for _, p := range peers {
 		for _, path := range p.Paths {
-			if _, ok := self.Underlay(path.Via.Is4()); !ok {
-				notes = append(notes, peer.Note{Node: p.Name, Text: fmt.Sprintf("no route to pod CIDR %s: it is reached over %s, and node %s has no device with an InternalIP of that family",
+			u, ok := self.Underlay(path.Via.Is4())
+			if !ok {
+				notes = append(notes, peer.Note{Node: p.Name, Text: fmt.Sprintf("no route to pod CIDR %s: it is reached over %s, and node %s has no address of that family for it",
 					path.CIDR, peer.Family(path.Via.Is4()), self.Name)})
 				continue
 			}
 			ipv6 = ipv6 || path.CIDR.Addr().Is6()
 			origin := fmt.Sprintf("pod CIDR %s of %s", path.CIDR, p.Origin)
-			net.Routes = append(net.Routes, desired.Route{Dst: path.CIDR, Via: path.CIDR.Addr(), Dev: Device, OnLink: true, Origin: origin})
+			net.Routes = append(net.Routes, desired.Route{Dst: path.CIDR, Via: path.CIDR.Addr(), Dev: Device, OnLink: true, MTU: path.Inner(u, overhead(u.Addr.Is4())), Origin: origin})
 			relay.Tunnels = append(relay.Tunnels, desired.Tunnel{Dst: path.CIDR, Via: path.Via, Origin: origin})
 		}
 	}

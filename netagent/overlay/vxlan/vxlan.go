@@ -95,8 +95,8 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 		}
 		device(&net, self, u, c)
 		if c[0] && inner(u) < peer.MinIPv6MTU {
-			notes = append(notes, peer.Note{Node: self.Name, Text: fmt.Sprintf("%s has room for packets of %d bytes only, IPv6 needs %d: raise the MTU of %s from %d",
-				Device(u.Addr.Is4()), inner(u), peer.MinIPv6MTU, u.Dev, u.MTU)})
+			notes = append(notes, peer.Note{Node: self.Name, Text: fmt.Sprintf("%s has room for packets of %d bytes only, IPv6 needs %d: raise the MTU of the underlay (%s)",
+				Device(u.Addr.Is4()), inner(u), peer.MinIPv6MTU, u.Why)})
 		}
 	}
 	for _, p := range peers {
@@ -104,18 +104,19 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 		fdb := [2]bool{} // one forwarding entry per device, not per CIDR
 		for _, path := range p.Paths {
 			over := path.Via.Is4()
-			if _, ok := self.Underlay(over); !ok {
-				notes = append(notes, peer.Note{Node: p.Name, Text: fmt.Sprintf("no route to pod CIDR %s: it is reached over %s, and node %s has no device with an InternalIP of that family",
+			u, ok := self.Underlay(over)
+			if !ok {
+				notes = append(notes, peer.Note{Node: p.Name, Text: fmt.Sprintf("no route to pod CIDR %s: it is reached over %s, and node %s has no address of that family for it",
 					path.CIDR, peer.Family(over), self.Name)})
 				continue
 			}
 			dev, why := Device(over), fmt.Sprintf("pod CIDR %s of %s", path.CIDR, p.Origin)
 			gw := path.CIDR.Addr()
-			net.Routes = append(net.Routes, desired.Route{Dst: path.CIDR, Via: gw, Dev: dev, OnLink: true, Origin: why})
+			net.Routes = append(net.Routes, desired.Route{Dst: path.CIDR, Via: gw, Dev: dev, OnLink: true, MTU: path.Inner(u, overhead(over)), Origin: why})
 			net.Neighs = append(net.Neighs, desired.Neigh{Dev: dev, IP: gw, MAC: p.MAC, Origin: why})
 			if !fdb[index(over)] {
 				fdb[index(over)] = true
-				net.FDB = append(net.FDB, desired.FDB{Dev: dev, MAC: p.MAC, Dst: path.Via, Origin: "InternalIP of " + p.Origin})
+				net.FDB = append(net.FDB, desired.FDB{Dev: dev, MAC: p.MAC, Dst: path.Via, Origin: "address of " + p.Origin})
 			}
 		}
 	}

@@ -6,6 +6,7 @@ package wireguard
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/netagent/overlay/peer"
@@ -34,6 +35,11 @@ func via(p peer.Peer) netip.Addr {
 		}
 	}
 	return p.Paths[0].Via
+}
+
+// way returns one of the paths that lead over an address of the peer.
+func way(p peer.Peer, to netip.Addr) peer.Path {
+	return p.Paths[slices.IndexFunc(p.Paths, func(path peer.Path) bool { return path.Via == to })]
 }
 
 // used lists the underlays that peers are reached over, and the one that an equal node would be.
@@ -76,14 +82,16 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 	}
 	for _, p := range peers {
 		var allowed []netip.Prefix
+		to := via(p)
+		u, ok := self.Underlay(to.Is4())
 		for _, path := range p.Paths {
+			mtu := way(p, to).Inner(u, overhead(to.Is4()))
 			allowed = append(allowed, path.CIDR)
-			net.Routes = append(net.Routes, desired.Route{Dst: path.CIDR, Via: path.CIDR.Addr(), Dev: Device, OnLink: true,
+			net.Routes = append(net.Routes, desired.Route{Dst: path.CIDR, Via: path.CIDR.Addr(), Dev: Device, OnLink: true, MTU: mtu,
 				Origin: fmt.Sprintf("pod CIDR %s of %s", path.CIDR, p.Origin)})
 		}
-		to := via(p)
-		if _, ok := self.Underlay(to.Is4()); !ok {
-			notes = append(notes, peer.Note{Node: p.Name, Text: fmt.Sprintf("its pods %v are not reached: it is reached over %s, and node %s has no device with an InternalIP of that family",
+		if !ok {
+			notes = append(notes, peer.Note{Node: p.Name, Text: fmt.Sprintf("its pods %v are not reached: it is reached over %s, and node %s has no address of that family for it",
 				allowed, peer.Family(to.Is4()), self.Name)})
 			continue
 		}
