@@ -193,6 +193,9 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 	cancel := a.store.Subscribe(a.onChange)
 	defer cancel()
 	a.told.CompareAndSwap(0, rev) // a cluster with no objects left tells nothing
+	if a.policies != nil && a.cfg.PolicyLog {
+		wg.Go(func() { a.policies.drops.run(ctx) })
+	}
 	if a.overlay != nil {
 		wg.Go(func() { a.overlay.Watch(ctx, a.byName["overlay"].Kick) })
 	}
@@ -324,6 +327,8 @@ func (a *Agent) report() status.Report {
 		Found: a.found()}
 	if a.policies == nil {
 		r.Policies = a.store.Len(model.KindNetworkPolicy)
+	} else {
+		r.Audited = a.policies.compiler.Audited()
 	}
 	for _, k := range model.Kinds {
 		r.Objects[string(k)] = a.store.Len(k)

@@ -52,6 +52,7 @@ type Config struct {
 	ServiceMode   string        // one of ServiceModes
 	Policy        string        // one of Policies
 	PolicyDeny    string        // one of PolicyDenials: what becomes of what no policy allows
+	PolicyLog     bool          // what policies deny is told in the log
 	// MasqueradeAll, ExternalIPs (CIDRs, comma-separated) and NodePortAddresses (the same, or "primary"; empty = all)
 	// are explained at service.Config.
 	MasqueradeAll     bool
@@ -82,7 +83,7 @@ func DefaultConfig() Config {
 	return Config{
 		Node: strings.ToLower(host), RunDir: run, StateDir: "/var/lib/braid", CNIConfDir: "/etc/cni/net.d",
 		Overlay: "vxlan", VNI: 1, Port: 8472, UDPPort: udp.Port, WireGuardPort: wireguard.Port, NodeMask4: 24, NodeMask6: 64,
-		ServiceMode: "auto", Policy: "off", PolicyDeny: "reject", HTTP: "127.0.0.1:10249",
+		ServiceMode: "auto", Policy: "off", PolicyDeny: "reject", PolicyLog: true, HTTP: "127.0.0.1:10249",
 		Conntrack: defaultConntrack, Version: "devel", Log: slog.Default(),
 	}
 }

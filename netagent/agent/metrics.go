@@ -70,6 +70,9 @@ func (a *Agent) registry() *prometheus.Registry {
 	if a.services != nil && a.services.traffic != nil {
 		r.MustRegister(a.services.traffic)
 	}
+	if a.policies != nil {
+		r.MustRegister(a.policies)
+	}
 	r.MustRegister(collector{a}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }

@@ -2,13 +2,12 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -23,61 +22,42 @@ import (
 	"github.com/braidnet/braid/netagent/policy/nftables"
 )
 
-// policyAudit is how often the agent looks whether somebody changed the node's nftables, which costs one
+// policyAudit is how often the agent looks whether somebody changed the node's rules, which costs one
 // question to the kernel.
 const policyAudit = time.Second
 
-// policies keeps the kernel's policy tables equal to the compiled value: whole once (adopting what an
+// policies keeps the kernel's rules of policy equal to the compiled value: whole once (adopting what an
 // earlier run left), then only what changed, and whole again after an error and when somebody else
-// changed rules. Until the first step is done the tables of an earlier run are in force, or none.
+// changed rules. Until the first step is done the rules of an earlier run are in force, or none.
 type policies struct {
 	log      *slog.Logger
 	compiler *policy.Compiler
-	options  nftables.Options
+	plane    policyPlane
 	links    *netlink.Handle
-	conn     *nft.Conn
-	families []desired.NFTFamily
 	flows    *policyFlows
+	drops    *policyDrops
+	counts   policyCounts
+	faults   policyFaults
 
-	mu         sync.Mutex // held over a step
-	state      *nftables.State
-	gateway    net.HardwareAddr // of the pods' bridge, as the kernel's table has it
-	generation uint32           // of the ruleset when our tables were in order; 0 = not known
-	looked     time.Time        // when it was asked for last
-	inForce    map[model.Key]policy.Target
-	news       chan struct{} // closed when inForce has changed
+	mu      sync.Mutex // held over a step
+	inForce map[model.Key]policy.Target
+	news    chan struct{} // closed when inForce has changed
+
+	isolated, open atomic.Int64 // pods, for metrics
 }
 
 func newPolicies(c Config) (*policies, error) {
-	o := nftables.Options{Bridge: link.PodBridge, Links: link.VethPrefix, Drop: c.PolicyDeny == "drop"}
-	p := &policies{log: c.Log, compiler: policy.NewCompiler(c.Node), options: o, inForce: map[model.Key]policy.Target{}, news: make(chan struct{})}
-	var err error
-	if p.links, err = link.OpenAt(-1); err != nil {
+	p := &policies{log: c.Log, compiler: policy.NewCompiler(c.Node), inForce: map[model.Key]policy.Target{}, news: make(chan struct{})}
+	p.drops = newPolicyDrops(c.Log, p.compiler)
+	plane, err := newPolicyNFTables(c.Log, nftables.Options{Bridge: link.PodBridge, Links: link.VethPrefix, Drop: c.PolicyDeny == "drop", Log: c.PolicyLog})
+	if err != nil {
 		return nil, err
 	}
-	if p.conn, err = nft.Open(); err != nil {
+	p.plane = plane
+	if p.links, err = link.OpenAt(-1); err != nil {
 		p.close()
-		return nil, fmt.Errorf("policy: %w; set policy: off where the kernel has no nftables", err)
+		return nil, err
 	}
-	for _, f := range nftables.Families {
-		if f == desired.NFTIPv6 && !haveIPv6() {
-			continue
-		}
-		p.families = append(p.families, f)
-		t := nftables.Skeleton(f, o)
-		if err = p.conn.Check([]desired.NFTOp{{Verb: desired.NFTAddTable, Family: f, Table: t.Name, Def: &t}}); err != nil {
-			break
-		}
-	}
-	if err == nil {
-		t, _ := nftables.Bridge(o, nil)
-		err = p.conn.Check([]desired.NFTOp{{Verb: desired.NFTAddTable, Family: t.Family, Table: t.Name, Def: &t}})
-	}
-	if err != nil {
-		p.close()
-		return nil, fmt.Errorf("policy: this kernel cannot enforce it (nf_tables with nft_reject and nft_ct, also for bridges, is needed; policy: off runs without): %w", err)
-	}
-	p.state = nftables.NewState(p.families, o)
 	conn, err := conntrack.Open()
 	if err != nil {
 		p.close()
@@ -89,9 +69,9 @@ func newPolicies(c Config) (*policies, error) {
 
 // close gives up the sockets. The kernel stays as it is.
 func (p *policies) close() {
-	p.links.Close()
-	if p.conn != nil {
-		p.conn.Close()
+	p.plane.Close()
+	if p.links != nil {
+		p.links.Close()
 	}
 	if p.flows != nil {
 		p.flows.conn.Close()
@@ -103,100 +83,35 @@ func (p *policies) step(context.Context) (reconcile.Outcome, error) {
 	defer p.mu.Unlock()
 	var out reconcile.Outcome
 	p.prune()
-	delta, again := p.compiler.Flush(), p.generation == 0
-	changes, err := p.program(delta)
+	p.faults.retry(p.compiler, time.Now())
+	delta, again := p.compiler.Flush(), !p.plane.Known()
+	changes, err := p.plane.Write(delta, p.compiler.All)
+	if err != nil {
+		again = true // of what failed nothing was noted
+		changes, err = p.isolate(delta, err)
+	}
 	out.Changes = changes
 	if err != nil {
-		p.state.Forget() // nobody knows now what the kernel holds
-		p.generation = 0
+		p.plane.Forget() // nobody knows now what the kernel holds
 		return out, fmt.Errorf("policy: %w", err)
 	}
-	if again { // of what failed before nothing was noted
+	if again {
 		delta = p.compiler.All()
 		clear(p.inForce)
 	}
 	p.settle(delta)
+	p.counts.follow(delta, again)
 	isolated := 0
 	for _, t := range p.inForce {
 		if t.Ingress != nil || t.Egress != nil {
 			isolated++
 		}
 	}
-	out.Summary = fmt.Sprintf("nftables: %d pods, %d of them isolated", len(p.inForce), isolated)
+	p.isolated.Store(int64(isolated))
+	p.open.Store(int64(len(p.inForce) - isolated))
+	out.Summary = fmt.Sprintf("%s: %d pods, %d of them isolated", p.plane.Name(), len(p.inForce), isolated)
+	out.Notes = p.faults.tell(p.log, p.compiler.Faults())
 	return out, nil
-}
-
-// program brings the kernel to the compiled value, of which delta is the newest part.
-func (p *policies) program(delta policy.Delta) (changes []string, err error) {
-	generation, whole := p.generation, p.generation == 0
-	if now := time.Now(); p.generation == 0 || now.Sub(p.looked) >= policyAudit {
-		p.looked = now
-		if generation, err = p.conn.Generation(); err != nil {
-			return nil, err
-		}
-		whole = p.generation == 0 || generation != p.generation
-	}
-	before := p.conn.Commits()
-	ops, err := p.state.Apply(delta)
-	if err == nil {
-		err = p.conn.Apply(ops)
-	}
-	if whole { // also when that failed, because somebody took away what it was to change
-		changes, err = p.replace()
-	}
-	if err != nil {
-		return changes, err
-	}
-	fenced, err := p.fence(whole)
-	// What others did meanwhile makes another number of it, and the next look compares as a whole.
-	p.generation = generation + p.conn.Commits() - before
-	return append(changes, fenced...), err
-}
-
-// replace compares the kernel with the compiled value as a whole.
-func (p *policies) replace() ([]string, error) {
-	have := nftables.Contents{}
-	for _, f := range p.families {
-		c, err := p.conn.Read(f, nftables.TableName)
-		if err != nil {
-			return nil, err
-		}
-		have[f] = c
-	}
-	ops, why := p.state.Replace(p.compiler.All(), have)
-	for _, w := range why {
-		p.log.Warn("nftables table is made anew", "reason", w)
-	}
-	return why, p.conn.Apply(ops)
-}
-
-// fence keeps pods from going past the node's IP stack.
-func (p *policies) fence(whole bool) ([]string, error) {
-	var gateway net.HardwareAddr
-	l, err := p.links.LinkByName(p.options.Bridge)
-	var missing netlink.LinkNotFoundError
-	switch {
-	case err == nil:
-		gateway = l.Attrs().HardwareAddr
-	case !errors.As(err, &missing):
-		return nil, fmt.Errorf("look up bridge %s: %w", p.options.Bridge, err)
-	}
-	if !whole && slices.Equal(gateway, p.gateway) {
-		return nil, nil
-	}
-	have, err := p.conn.Read(desired.NFTBridge, nftables.TableName)
-	if err != nil {
-		return nil, err
-	}
-	ops, why := nftables.ReplaceBridge(p.options, gateway, have)
-	if err := p.conn.Apply(ops); err != nil {
-		return nil, err
-	}
-	p.gateway = gateway
-	if why == "" {
-		return nil, nil
-	}
-	return []string{why}, nil
 }
 
 // settle notes what is in the kernel now, and whom to tell.

@@ -55,7 +55,7 @@ func newPolicyLab(t *testing.T) *policyLab {
 
 func (l *policyLab) mustStep() {
 	l.t.Helper()
-	l.looked = time.Time{} // as after a second
+	l.plane.(*policyNFTables).looked = time.Time{} // as after a second
 	if _, err := l.step(l.t.Context()); err != nil {
 		l.t.Fatal(err)
 	}

@@ -35,6 +35,7 @@ func runFlags(f *pflag.FlagSet, c *agent.Config) {
 	f.DurationVar(&c.KeyAge, "wireguard-key-age", c.KeyAge, "overlay wireguard: replace this node's key when it is older; 0 = never")
 	f.StringVar(&c.Policy, "policy", c.Policy, "what NetworkPolicies do: off (nothing), or enforce (with nftables; read docs/operations.md first)")
 	f.StringVar(&c.PolicyDeny, "policy-deny", c.PolicyDeny, "what becomes of what no policy allows: reject (the sender is told) or drop")
+	f.BoolVar(&c.PolicyLog, "policy-log", c.PolicyLog, "log what policies deny, at a bounded rate")
 	f.StringVar(&c.ServiceMode, "service-mode", c.ServiceMode, "how services are translated: auto, nftables, iptables or none")
 	f.BoolVar(&c.MasqueradeAll, "masquerade-all", c.MasqueradeAll, "hide the address of pods from services too, where the network cannot carry the replies")
 	f.StringVar(&c.ExternalIPs, "external-ips", c.ExternalIPs, "address ranges in which spec.externalIPs of Services count, separated by commas; empty = nowhere, because with them anybody who may write a Service can take over any address")

@@ -89,13 +89,14 @@ func (c *Compiler) Faults() (out []Fault) {
 	return out
 }
 
-// Policies lists those of which a section that is in force concerns the caller, by name.
+// Policies lists those of which a section that is in force concerns the caller, by name. Closed ones are left
+// out: nothing of them is in force.
 func (c *Compiler) Policies(concerned func(section *Section) bool) (out []model.Key) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	seen := map[model.Key]bool{}
 	for _, s := range c.sections {
-		if !seen[s.policy] && concerned(s.value) {
+		if c.closed[s.policy] == "" && !seen[s.policy] && concerned(s.value) {
 			seen[s.policy] = true
 			out = append(out, s.policy)
 		}

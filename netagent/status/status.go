@@ -27,7 +27,8 @@ type Report struct {
 	Subsystems []reconcile.Status `json:"subsystems"`
 	Problems   []Problem          `json:"problems,omitempty"` // what the source could not read
 	Policies   int                `json:"policiesNotEnforced"`
-	Services   map[string]Service `json:"services,omitempty"` // by namespace/name; only where it is asked for, see FetchAll
+	Audited    []string           `json:"namespacesUnderAudit,omitempty"` // with pods on this node, which policies deny nothing
+	Services   map[string]Service `json:"services,omitempty"`             // by namespace/name; only where it is asked for, see FetchAll
 }
 
 // Problem is something in the source that could not be used; its last good version stays in force.
@@ -97,6 +98,9 @@ func (r *Report) Text(w io.Writer, now time.Time) error {
 	}
 	if r.Policies > 0 {
 		fmt.Fprintf(w, "WARNING: %d NetworkPolicy objects are read but NOT enforced (policy: off)\n", r.Policies)
+	}
+	for _, name := range r.Audited {
+		fmt.Fprintf(w, "WARNING: namespace %s is under audit: policies deny its pods nothing, they only count and log (annotation braid.network/policy-audit)\n", name)
 	}
 	for _, p := range r.Problems {
 		fmt.Fprintf(w, "problem: %s (since %s)\n", p.Text, ago(now, p.Since))

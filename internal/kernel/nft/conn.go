@@ -162,7 +162,8 @@ func (c *Conn) send(t *transaction, commit bool) error {
 		case err == nil:
 			answered = true
 		case i >= 0 && i < len(t.messages):
-			errs = append(errs, fmt.Errorf("nftables: %s: %w", t.messages[i], err))
+			m := &t.messages[i]
+			errs = append(errs, &RefusedError{Set: m.set, Chain: m.chain, what: m.String(), err: err})
 		default:
 			errs = append(errs, fmt.Errorf("nftables transaction: %w", err))
 		}

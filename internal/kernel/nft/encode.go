@@ -22,9 +22,10 @@ const listLimit = maxAttr - 2048
 
 // message remembers which operations a netlink message carries, to name them when it is refused.
 type message struct {
-	seq   uint32
-	ops   []desired.NFTOp
-	where string // the part of the operation, such as a rule
+	seq        uint32
+	ops        []desired.NFTOp
+	where      string // the part of the operation, such as a rule
+	set, chain string // what it is about
 }
 
 func (m message) String() string {
@@ -76,8 +77,14 @@ func (t *transaction) finish(commit bool) {
 func (t *transaction) message(kind, flags uint16, ops []desired.NFTOp, where string) int {
 	t.seq++
 	t.last = t.buf.begin(unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags, t.seq, uint8(ops[0].Family), 0)
-	t.messages = append(t.messages, message{t.seq, ops, where})
+	t.messages = append(t.messages, message{seq: t.seq, ops: ops, where: where})
 	return t.last
+}
+
+// about notes what the newest message is about.
+func (t *transaction) about(set, chain string) {
+	m := &t.messages[len(t.messages)-1]
+	m.set, m.chain = set, chain
 }
 
 // add encodes the first of ops, or several of them when they are elements that fit one message,
@@ -96,11 +103,13 @@ func (t *transaction) add(ops []desired.NFTOp) int {
 		t.rules(one, op.Chain)
 	case desired.NFTDeleteChain:
 		m := t.message(unix.NFT_MSG_DELCHAIN, 0, one, "")
+		t.about("", op.Chain.Name)
 		t.buf.string(unix.NFTA_CHAIN_TABLE, op.Table)
 		t.buf.string(unix.NFTA_CHAIN_NAME, op.Chain.Name)
 		t.buf.end(m)
 	case desired.NFTFlushChain:
 		m := t.message(unix.NFT_MSG_DELRULE, 0, one, "")
+		t.about("", op.Chain.Name)
 		t.buf.string(unix.NFTA_RULE_TABLE, op.Table)
 		t.buf.string(unix.NFTA_RULE_CHAIN, op.Chain.Name)
 		t.buf.end(m)
@@ -108,6 +117,7 @@ func (t *transaction) add(ops []desired.NFTOp) int {
 		t.set(one, op.Set)
 	case desired.NFTDeleteSet:
 		m := t.message(unix.NFT_MSG_DELSET, 0, one, "")
+		t.about(op.Set.Name, "")
 		t.buf.string(unix.NFTA_SET_TABLE, op.Table)
 		t.buf.string(unix.NFTA_SET_NAME, op.Set.Name)
 		t.buf.end(m)
@@ -143,6 +153,7 @@ func (t *transaction) table(op []desired.NFTOp) {
 func (t *transaction) set(op []desired.NFTOp, s *desired.NFTSet) {
 	t.setID++
 	m := t.message(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, op, "set "+s.Name)
+	t.about(s.Name, "")
 	var flags uint32
 	if s.Interval {
 		flags |= unix.NFT_SET_INTERVAL
@@ -210,6 +221,7 @@ func concat(types []desired.NFTType) (magic, bytes uint32) {
 
 func (t *transaction) chain(op []desired.NFTOp, c *desired.NFTChain) {
 	m := t.message(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, op, "chain "+c.Name)
+	t.about("", c.Name)
 	t.buf.string(unix.NFTA_CHAIN_TABLE, op[0].Table)
 	t.buf.string(unix.NFTA_CHAIN_NAME, c.Name)
 	if h := c.Hook; h != nil {
@@ -228,6 +240,7 @@ func (t *transaction) rules(op []desired.NFTOp, c *desired.NFTChain) {
 		r := &c.Rules[i]
 		m := t.message(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, op,
 			fmt.Sprintf("rule %d of chain %s (%s)", i+1, c.Name, r.Comment))
+		t.about("", c.Name)
 		t.buf.string(unix.NFTA_RULE_TABLE, op[0].Table)
 		t.buf.string(unix.NFTA_RULE_CHAIN, c.Name)
 		list := t.buf.nest(unix.NFTA_RULE_EXPRESSIONS)
@@ -266,6 +279,7 @@ func (t *transaction) expr(f desired.NFTFamily, e expr.Any) error {
 func (t *transaction) elements(kind, flags uint16, ops []desired.NFTOp) int {
 	first, n := ops[0], 0
 	at := t.message(kind, flags, ops, "")
+	t.about(first.Element.Set, "")
 	t.buf.string(unix.NFTA_SET_ELEM_LIST_TABLE, first.Table)
 	t.buf.string(unix.NFTA_SET_ELEM_LIST_SET, first.Element.Set)
 	list := t.buf.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)

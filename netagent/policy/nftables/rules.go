@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/netagent/policy"
@@ -182,4 +184,15 @@ func (f family) ports(r *policy.Rule) (out []words) {
 		out = append(out, append(w, in(setName(s))...))
 	}
 	return out
+}
+
+// Uses reports whether a section has one of the sets or chains, by their names in the kernel.
+func Uses(s *policy.Section, sets, chains []string) bool {
+	name := sectionName(s.ID)
+	if slices.ContainsFunc(chains, func(c string) bool { return c == name || strings.HasPrefix(c, name+"-") }) {
+		return true
+	}
+	return slices.ContainsFunc(s.Rules, func(r policy.Rule) bool {
+		return slices.ContainsFunc(slices.Concat(r.Peers, r.Named), func(x *policy.Set) bool { return slices.Contains(sets, setName(x)) })
+	})
 }

@@ -1,0 +1,244 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/kernel/link"
+	"github.com/braidnet/braid/internal/kernel/nft"
+	"github.com/braidnet/braid/netagent/policy"
+	"github.com/braidnet/braid/netagent/policy/nftables"
+)
+
+// policyPlane is a packet filter that policies are enforced with. All but Counts is for the goroutine of the
+// policy loop.
+type policyPlane interface {
+	// Name is what status calls it.
+	Name() string
+	// Write brings the kernel to the compiled value, of which delta is the newest part and all tells the whole.
+	// It says what it found otherwise than it had left it.
+	Write(delta policy.Delta, all func() policy.Delta) (changes []string, err error)
+	// Forget makes the next Write compare everything with the kernel; Known reports whether it need not.
+	Forget()
+	Known() bool
+	// Refused returns what recognises the sections that a failed Write was refused for; nil when the error names none.
+	Refused(err error) func(*policy.Section) bool
+	// Counts reads how many packets met each mark, for any goroutine. All counts began anew when era is another one.
+	Counts(marks []policy.Mark) (counts map[policy.Mark]uint64, era uint64, err error)
+	Close()
+}
+
+// policyNFTables enforces policies with nftables.
+type policyNFTables struct {
+	log      *slog.Logger
+	options  nftables.Options
+	links    *netlink.Handle
+	conn     *nft.Conn
+	apply    func([]desired.NFTOp) error // conn's; tests put refusals between
+	families []desired.NFTFamily
+
+	state      *nftables.State
+	gateway    net.HardwareAddr // of the pods' bridge, as the kernel's table has it
+	generation uint32           // of the ruleset when our tables were in order; 0 = not known
+	looked     time.Time        // when it was asked for last
+
+	era     atomic.Uint64 // how often tables were made
+	countMu sync.Mutex
+	counter *nft.Conn
+}
+
+// newPolicyNFTables opens the nftables of the network namespace it is called in, and changes nothing there. It
+// fails where the kernel cannot do what is needed.
+func newPolicyNFTables(log *slog.Logger, o nftables.Options) (p *policyNFTables, err error) {
+	p = &policyNFTables{log: log, options: o}
+	defer func() {
+		if err != nil {
+			p.Close()
+			p = nil
+		}
+	}()
+	if p.links, err = link.OpenAt(-1); err != nil {
+		return p, err
+	}
+	if p.conn, err = nft.Open(); err != nil {
+		return p, fmt.Errorf("policy: %w; set policy: off where the kernel has no nftables", err)
+	}
+	p.apply = p.conn.Apply
+	if p.counter, err = nft.Open(); err != nil {
+		return p, err
+	}
+	for _, f := range nftables.Families {
+		if f != desired.NFTIPv6 || haveIPv6() {
+			p.families = append(p.families, f)
+		}
+	}
+	if err = p.check(); err != nil && p.options.Log {
+		p.options.Log = false
+		if again := p.check(); again == nil {
+			log.Warn("this kernel cannot tell of what policies deny (nft_log and nfnetlink_log are needed): no lines of drops, policies are enforced all the same", "err", err)
+			err = nil
+		}
+	}
+	if err != nil {
+		return p, fmt.Errorf("policy: this kernel cannot enforce it (nf_tables with nft_reject, nft_ct and nft_limit, also for bridges, is needed; policy: off runs without): %w", err)
+	}
+	p.state = nftables.NewState(p.families, p.options)
+	return p, nil
+}
+
+// check asks the kernel whether it would take the tables.
+func (p *policyNFTables) check() error {
+	for _, f := range p.families {
+		t := nftables.Skeleton(f, p.options)
+		if err := p.conn.Check([]desired.NFTOp{{Verb: desired.NFTAddTable, Family: f, Table: t.Name, Def: &t}}); err != nil {
+			return err
+		}
+	}
+	t, _ := nftables.Bridge(p.options, nil)
+	return p.conn.Check([]desired.NFTOp{{Verb: desired.NFTAddTable, Family: t.Family, Table: t.Name, Def: &t}})
+}
+
+// Name implements policyPlane.
+func (p *policyNFTables) Name() string { return "nftables" }
+
+// Close gives up the sockets. The kernel stays as it is.
+func (p *policyNFTables) Close() {
+	if p.links != nil {
+		p.links.Close()
+	}
+	for _, c := range []*nft.Conn{p.conn, p.counter} {
+		if c != nil {
+			c.Close()
+		}
+	}
+}
+
+// Forget implements policyPlane.
+func (p *policyNFTables) Forget() {
+	p.state.Forget()
+	p.generation = 0
+}
+
+// Known implements policyPlane.
+func (p *policyNFTables) Known() bool { return p.generation != 0 }
+
+// Write implements policyPlane.
+func (p *policyNFTables) Write(delta policy.Delta, all func() policy.Delta) (changes []string, err error) {
+	generation, whole := p.generation, p.generation == 0
+	if now := time.Now(); p.generation == 0 || now.Sub(p.looked) >= policyAudit {
+		p.looked = now
+		if generation, err = p.conn.Generation(); err != nil {
+			return nil, err
+		}
+		whole = p.generation == 0 || generation != p.generation
+	}
+	before := p.conn.Commits()
+	ops, err := p.state.Apply(delta)
+	if err == nil {
+		err = p.apply(ops)
+	}
+	if whole { // also when that failed, because somebody took away what it was to change
+		changes, err = p.replace(all())
+	}
+	if err != nil {
+		return changes, err
+	}
+	fenced, err := p.fence(whole)
+	// What others did meanwhile makes another number of it, and the next look compares as a whole.
+	p.generation = generation + p.conn.Commits() - before
+	return append(changes, fenced...), err
+}
+
+// replace compares the kernel with the compiled value as a whole.
+func (p *policyNFTables) replace(all policy.Delta) ([]string, error) {
+	have := nftables.Contents{}
+	for _, f := range p.families {
+		c, err := p.conn.Read(f, nftables.TableName)
+		if err != nil {
+			return nil, err
+		}
+		have[f] = c
+	}
+	ops, why := p.state.Replace(all, have)
+	for _, w := range why {
+		p.log.Warn("nftables table is made anew", "reason", w)
+	}
+	if len(ops) > 0 {
+		p.era.Add(1)
+	}
+	return why, p.apply(ops)
+}
+
+// fence keeps pods from going past the node's IP stack.
+func (p *policyNFTables) fence(whole bool) ([]string, error) {
+	var gateway net.HardwareAddr
+	l, err := p.links.LinkByName(p.options.Bridge)
+	var missing netlink.LinkNotFoundError
+	switch {
+	case err == nil:
+		gateway = l.Attrs().HardwareAddr
+	case !errors.As(err, &missing):
+		return nil, fmt.Errorf("look up bridge %s: %w", p.options.Bridge, err)
+	}
+	if !whole && slices.Equal(gateway, p.gateway) {
+		return nil, nil
+	}
+	have, err := p.conn.Read(desired.NFTBridge, nftables.TableName)
+	if err != nil {
+		return nil, err
+	}
+	ops, why := nftables.ReplaceBridge(p.options, gateway, have)
+	if err := p.conn.Apply(ops); err != nil {
+		return nil, err
+	}
+	p.gateway = gateway
+	if why == "" {
+		return nil, nil
+	}
+	return []string{why}, nil
+}
+
+// Refused implements policyPlane.
+func (p *policyNFTables) Refused(err error) func(*policy.Section) bool {
+	var sets, chains []string
+	for _, r := range nft.Refusals(err) {
+		if r.Set != "" {
+			sets = append(sets, r.Set)
+		}
+		if r.Chain != "" {
+			chains = append(chains, r.Chain)
+		}
+	}
+	if len(sets)+len(chains) == 0 {
+		return nil
+	}
+	return func(s *policy.Section) bool { return nftables.Uses(s, sets, chains) }
+}
+
+// Counts implements policyPlane.
+func (p *policyNFTables) Counts(marks []policy.Mark) (out map[policy.Mark]uint64, era uint64, err error) {
+	p.countMu.Lock()
+	defer p.countMu.Unlock()
+	out, era = map[policy.Mark]uint64{}, p.era.Load()
+	for _, m := range marks {
+		for _, f := range p.families {
+			counts, err := p.counter.RuleCounts(f, nftables.TableName, nftables.CountingChain(m))
+			if err != nil {
+				return nil, era, err
+			}
+			for _, n := range counts { // one rule of a chain counts
+				out[m] += n.Packets
+			}
+		}
+	}
+	return out, era, nil
+}
