@@ -148,7 +148,15 @@ func (w *workload) latencies(ctx context.Context, s *server, file string, span t
 	if err != nil {
 		return nil, fmt.Errorf("dnsperf: %w", err)
 	}
-	var list []float64
+	list, err := delays(text)
+	if err == nil && len(list) == 0 {
+		err = fmt.Errorf("no answers at %.0f per second", rate)
+	}
+	return list, err
+}
+
+// delays reads from dnsperf's output (with -v) how long answers took, in seconds, the shortest first.
+func delays(text []byte) (list []float64, err error) {
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	for lines.Scan() {
 		f := strings.Fields(lines.Text()) // > NOERROR name type seconds
@@ -157,9 +165,6 @@ func (w *workload) latencies(ctx context.Context, s *server, file string, span t
 				list = append(list, v)
 			}
 		}
-	}
-	if len(list) == 0 {
-		return nil, fmt.Errorf("no answers at %.0f per second", rate)
 	}
 	slices.Sort(list)
 	return list, lines.Err()

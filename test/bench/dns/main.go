@@ -31,6 +31,7 @@ type options struct {
 	span                time.Duration
 	cases, subjects     *regexp.Regexp
 	dir                 string // for what is made on the way
+	nodeLocal           bool
 }
 
 func main() {
@@ -58,6 +59,7 @@ func parse(args []string) (*options, error) {
 	f.IntVar(&o.endpoints, "endpoints", 10, "endpoint addresses of each service")
 	f.IntVar(&o.rounds, "rounds", 3, "runs of each case, of which the median counts")
 	f.DurationVar(&o.span, "span", 2*time.Second, "how long each run lasts")
+	f.BoolVar(&o.nodeLocal, "node-local", false, "measure instead what a server on the asker's own node saves (as root, in a playground)")
 	cases := f.String("cases", "", "regular expression of what to ask")
 	which := f.String("subjects", "", "regular expression of what to measure")
 	if err := f.Parse(args); err != nil {
@@ -117,6 +119,9 @@ func build(module, pkg, path string) error {
 
 func run(ctx context.Context, o *options) (err error) {
 	defer os.RemoveAll(o.dir)
+	if o.nodeLocal {
+		return nodeLocal(ctx, o, os.Stdout)
+	}
 	// This program is the API server, so it stays away from the processor of what is measured.
 	if err := pinSelf(askerCPU); err != nil {
 		return err
