@@ -13,12 +13,13 @@ import (
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/netagent/policy"
 	"github.com/braidnet/braid/netagent/policy/worlds"
+	"github.com/braidnet/braid/netagent/policy/worlds/probe"
 )
 
 // TestPeopleCanList: `nft list` prints what is in the kernel, with the names of the objects.
 func TestPeopleCanList(t *testing.T) {
 	k := newKernel(t, Options{Bridge: "pods0", Log: true})
-	w := withOpenPod(worlds.World{})
+	w := probe.WithOpenPod(worlds.World{})
 	var p networkingv1.NetworkPolicy
 	if err := yaml.UnmarshalStrict([]byte(`
 metadata: {name: deny, namespace: open}
@@ -30,7 +31,7 @@ spec:
 		t.Fatal(err)
 	}
 	w.Policies = append(w.Policies, &p)
-	k.apply(worlds.Changes(worlds.World{}, w, convert))
+	k.node.Become(worlds.World{}, w)
 	text := k.node.Exec(t, "nft", "list", "table", "ip", TableName)
 	for _, part := range []string{"10.0.0.0-10.0.255.255", "10.2.0.0-10.255.255.255", "tcp dport 80-90", `"pods app=web of namespace open"`, `comment "policy open/deny"`,
 		`comment "no rule matches: open/deny"`, "open/deny ingress rule 0", "reject with tcp reset", `10.244.1.200 comment "open/open" : goto ingress-`} {
@@ -54,21 +55,21 @@ spec:
 func TestDamageIsRepaired(t *testing.T) {
 	k := newKernel(t, Options{Bridge: "pods0"})
 	d := worlds.NewDice(11, 4)
-	w := withOpenPod(d.World())
+	w := probe.WithOpenPod(d.World())
 	for len(w.Policies) < 3 {
-		w = withOpenPod(d.World())
+		w = probe.WithOpenPod(d.World())
 	}
-	k.apply(worlds.Changes(worlds.World{}, w, convert))
+	k.node.Become(worlds.World{}, w)
 	for _, damage := range []string{"flush ruleset", "delete table ip braid-policy", "flush chain ip braid-policy from-pods", "delete element ip braid-policy egress { 10.244.1.200 }",
 		"add element ip6 braid-policy ingress { fd00::1 : goto open }", "add chain ip braid-policy more", "add set ip braid-policy more { type ipv4_addr; }",
 		"add rule ip braid-policy to-pods accept", "insert rule ip6 braid-policy open drop"} {
 		k.node.Exec(t, "nft", damage)
-		ops, _ := k.state.Replace(k.compiler.All(), k.read())
+		ops, _ := k.state.Replace(k.node.Compiler.All(), k.read())
 		if len(ops) == 0 {
 			t.Errorf("%s: not seen", damage)
 		}
 		k.write(ops, nil)
-		if ops, why := k.state.Replace(k.compiler.All(), k.read()); len(ops) > 0 {
+		if ops, why := k.state.Replace(k.node.Compiler.All(), k.read()); len(ops) > 0 {
 			t.Errorf("%s: still damaged: %v", damage, why)
 		}
 	}
