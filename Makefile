@@ -66,8 +66,13 @@ test: images deps ## run every test: units, kernel tests in network namespaces, 
 	go test -run '^$$' -fuzz '^FuzzSplit$$' -fuzztime 15s ./internal/kernel/tun
 	$(GOTEST) --raw-command -- go test -C test/cluster -json -count=1 -timeout 40m ./...
 
+# A subject: `make test-faults ARGS=-run=TestFaults/udp`.
+.PHONY: test-faults
+test-faults: build deps ## do harm to a node in every way we know, with every overlay, while agents look, do not look, or are gone (root, 10 minutes)
+	go test ./test/scenario -count=1 -v -timeout 60m -run TestFaults -faults.all $(ARGS)
+
 .PHONY: test-guest
-test-guest: build deps ## run the overlays ipip and wireguard on Debian's kernel, in a virtual machine (root, 10 minutes)
+test-guest: build deps ## run the overlays ipip and wireguard on Debian's kernel, in a virtual machine (root, 5 minutes)
 	@command -v qemu-system-x86_64 >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-system-x86 >/dev/null; }
 	go run ./test/guest
 

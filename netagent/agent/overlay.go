@@ -134,6 +134,7 @@ func (o *podNetwork) Sync(ctx context.Context) (overlayResult, error) {
 	if err := w.links(net.Links); err != nil {
 		return res, fmt.Errorf("overlay: %w", err)
 	}
+	w.enableIPv6(net.Addrs)
 	o.remember(newView(in, net, w.table)) // devices made anew have new numbers
 	w.objects(ctx, net)
 	w.sweepLinks(net.Links)

@@ -31,8 +31,9 @@ func state(t *testing.T, n *testNode) string {
 }
 
 func TestOverlaySweepsAfterRestart(t *testing.T) {
-	for _, backend := range []string{"vxlan", "host-gw", "udp"} {
+	for _, backend := range []string{"vxlan", "vxlan direct", "host-gw", "udp", "ipip", "wireguard"} {
 		t.Run(backend, func(t *testing.T) {
+			needKernel(t, backend)
 			n := newTestNet(t, backend)
 			n.syncAll(t)
 			a := n.nodes[0]
@@ -59,7 +60,31 @@ func TestOverlaySweepsAfterRestart(t *testing.T) {
 			if again := a.sync(t); len(again.Changes) != 0 {
 				t.Errorf("second Sync changed %q", again.Changes)
 			}
+			if backend == "wireguard" {
+				a.knowsKeysOf(t, n.nodes[1])
+			}
 		})
+	}
+}
+
+// knowsKeysOf fails unless the node's WireGuard device has the keys of the others as its peers, and no more.
+func (n *testNode) knowsKeysOf(t *testing.T, others ...*testNode) {
+	t.Helper()
+	have, err := n.net.wg.dev.Handshakes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := 0
+	for _, o := range others {
+		for _, k := range o.keys.public() {
+			want++
+			if _, ok := have[k]; !ok {
+				t.Errorf("key %s of %s is not a peer", k, o.name)
+			}
+		}
+	}
+	if len(have) != want {
+		t.Errorf("%d peers, want %d", len(have), want)
 	}
 }
 

@@ -283,6 +283,7 @@ func TestOverlayRepairs(t *testing.T) {
 		{"IPv6 device deleted", []string{"ip link del braid.vx6"}},
 		{"both devices down", []string{"ip link set braid.vx4 down", "ip link set braid.vx6 down"}},
 		{"device bounced", []string{"ip link set braid.vx6 down", "ip link set braid.vx6 up"}},
+		{"IPv6 switched off", []string{"echo 1 >/proc/sys/net/ipv6/conf/braid.vx6/disable_ipv6"}},
 		{"address changed", []string{"ip link set braid.vx4 address 02:00:00:00:00:99"}},
 		{"MTU changed", []string{"ip link set braid.vx6 mtu 1300"}},
 		{"device made with another id", []string{"ip link del braid.vx4", "ip link add braid.vx4 type vxlan id 7 dstport 8472 dev eth0 local 192.168.77.1 nolearning"}},
@@ -317,6 +318,7 @@ func TestOverlayRepairs(t *testing.T) {
 	}
 	crypt := []damage{
 		{"device deleted", []string{"ip link del braid.wg"}},
+		{"IPv6 switched off", []string{"echo 1 >/proc/sys/net/ipv6/conf/braid.wg/disable_ipv6"}},
 		{"device down", []string{"ip link set braid.wg down"}},
 		{"MTU changed", []string{"ip link set braid.wg mtu 1300"}},
 		{"own addresses deleted", []string{"ip addr flush dev braid.wg scope global"}},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -36,6 +37,23 @@ func (w *writer) forwarding(cidrs []netip.Prefix) {
 			w.errs = append(w.errs, err)
 		} else if changed {
 			w.changes = append(w.changes, fmt.Sprintf("set sysctl %s to 1: pod CIDR %s of this node", name, c))
+		}
+	}
+}
+
+// enableIPv6 switches IPv6 on where addresses of it are wanted: managers of networks switch it off on devices that they
+// take for theirs, and new devices begin as the machine's default says.
+func (w *writer) enableIPv6(addrs []desired.Addr) {
+	for _, a := range addrs {
+		if a.Prefix.Addr().Is4() || w.failed[a.Dev] {
+			continue
+		}
+		name := "net/ipv6/conf/" + a.Dev + "/disable_ipv6"
+		changed, err := sysctl.Set(name, "0")
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // without the file the address says what is missing
+			w.errs = append(w.errs, err)
+		} else if changed {
+			w.changes = append(w.changes, fmt.Sprintf("set sysctl %s to 0: %s", name, a.Why()))
 		}
 	}
 }

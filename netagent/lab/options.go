@@ -17,7 +17,7 @@ import (
 // Families, backends and service modes that `up` accepts.
 var (
 	families     = []string{"dual", "v4", "v6"}
-	backends     = []string{"vxlan", "host-gw", "udp", "ipip", "wireguard"}
+	backends     = []string{"vxlan", "host-gw", "udp", "ipip", "wireguard", "none"}
 	serviceModes = []string{"auto", "nftables", "iptables"}
 )
 

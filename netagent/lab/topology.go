@@ -39,7 +39,37 @@ func buildTopology(o *Options) error {
 	if err := outside.balance(o); err != nil {
 		return fmt.Errorf("underlay: %w", err)
 	}
+	if o.Backend == "none" {
+		if err := outside.carryPods(o); err != nil {
+			return fmt.Errorf("underlay: %w", err)
+		}
+	}
 	return nil
+}
+
+// carryPods plays the router of a cloud, which knows the nodes' pod CIDRs and is the nodes' default gateway.
+func (s *space) carryPods(o *Options) error {
+	for _, n := range o.nodes() {
+		for i, pods := range n.pods {
+			r := &netlink.Route{Dst: ipNet(pods), Gw: n.ips[i].AsSlice()}
+			if err := s.nl.RouteAdd(r); err != nil {
+				return fmt.Errorf("add route of pod CIDR %s of node %s: %w", pods, n.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// forwarding makes the namespace route packets of the lab's families.
+func (s *space) forwarding(o *Options) error {
+	return inNS(nsPath(s.name), func() error {
+		for _, f := range o.families() {
+			if _, err := sysctl.Set(sysctl.Forwarding(f.outside.Is4()), "1"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // space is a network namespace with a netlink socket inside it.
@@ -120,17 +150,10 @@ func (s *space) underlay(o *Options) error {
 			return err
 		}
 	}
-	if o.Links == 1 {
+	if o.Links == 1 && o.Backend != "none" {
 		return nil
 	}
-	return inNS(nsPath(s.name), func() error {
-		for _, f := range o.families() {
-			if _, err := sysctl.Set(sysctl.Forwarding(f.outside.Is4()), "1"); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return s.forwarding(o)
 }
 
 func (s *space) bridge(o *Options, link int) error {
@@ -204,6 +227,11 @@ func buildNode(o *Options, n *node, outside *space) error {
 	}
 	if err := s.up(nodeIf); err != nil {
 		return err
+	}
+	if o.Backend == "none" { // whoever connects the nodes sees to it; the agent does otherwise
+		if err := s.forwarding(o); err != nil {
+			return err
+		}
 	}
 	for i, f := range o.families() {
 		if err := s.address(nodeIf, netip.PrefixFrom(n.ips[i], f.underlay(n.link).Bits())); err != nil {

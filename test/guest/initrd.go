@@ -40,6 +40,9 @@ func pack(to string, r root) (err error) {
 	a.file("run-tests", 0o644, []byte(r.tests))
 	a.file("pods.yaml", 0o644, []byte(pods))
 	a.file("etc/nsswitch.conf", 0o644, []byte("hosts: files dns\n"))
+	for _, name := range []string{"etc/resolv.conf", "etc/hosts"} {
+		a.file(name, 0o644, nil) // the playground shows its own there
+	}
 	a.copy(filepath.Join(r.dir, "bin/busybox"), "bin/busybox")
 	a.copy(r.test, "bin/agent.test")
 	for _, program := range []string{"netagent", "coredns", "braid"} {

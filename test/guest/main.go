@@ -43,7 +43,7 @@ func main() {
 	dir := flag.String("dir", "bin/guest", "folder for the kernel and the guest's files")
 	bin := flag.String("bin", "bin", "folder of netagent, coredns and braid")
 	limit := flag.Duration("timeout", 20*time.Minute, "give up after this long")
-	run := flag.String("run", "OverlayConnects.*/(ipip|wireguard)", "tests of netagent/agent to run in the guest, as for go test; Overlay(Connects|Repairs).* takes three times as long")
+	run := flag.String("run", "Overlay(Connects|Repairs|Sweeps).*/(ipip|wireguard)", "tests of netagent/agent to run in the guest, as for go test")
 	flag.Parse()
 	ctx, cancel := context.WithTimeout(context.Background(), *limit)
 	defer cancel()
@@ -79,15 +79,29 @@ func testScript(run string) string {
 cd /tmp
 /bin/agent.test -test.v -test.run '` + run + `'
 export PATH=$PATH:/opt/braid
-for backend in ipip wireguard; do
-  netagent lab up --help | grep -q "$backend" || continue
-  netagent lab up --nodes 2 --backend $backend --timeout 10m /pods.yaml
-  netagent lab exec node/n1 -- ip -d link show type $backend | grep braid
+reached() {
   netagent lab exec a -- ping -n -c 3 10.244.2.1
   netagent lab exec a -- ping -n -c 3 fd00:10:244:2::1
   netagent lab exec a -- wget -O - http://b.default.svc.cluster.local
+}
+key() { cut -d'"' -f4 /run/braid-lab/braid/nodes/n1/run/node-annotations.json | cut -d' ' -f1; }
+for backend in ipip wireguard; do
+  netagent lab up --nodes 2 --backend $backend --timeout 5m --agent-setting 'wireguard-key-age: 30s' /pods.yaml
+  netagent lab exec node/n1 -- ip -d link show type $backend | grep braid
+  reached
+  if [ $backend = wireguard ]; then
+    netagent lab exec node/n1 -- netagent status | grep 'served by the kernel'
+    first=$(key)
+    for try in $(seq 120); do [ "$(key)" = "$first" ] || break; sleep 1; done
+    [ "$(key)" != "$first" ] && echo "another key is in use after ${try}s"
+    reached
+  fi
   netagent lab down
 done
+netagent lab up --nodes 2 --backend vxlan --timeout 5m --agent-setting 'vxlan-gbp: true' /pods.yaml
+netagent lab exec node/n1 -- ip -d link show braid.vx4 | grep ' gbp'
+reached
+netagent lab down
 `
 }
 

@@ -38,10 +38,17 @@ type playground struct {
 	answering []io.Closer // what answers SCTP in pods
 }
 
-// look reads what there is of a playground at present.
+// look reads what there is of a script's playground at present.
 func look(ts *testscript.TestScript) *playground {
-	p := &playground{name: ts.Getenv("LAB"), places: map[string]place{}}
-	for _, n := range labStatus(ts).Nodes {
+	p, err := lookAt(ts.Getenv("LAB"), labStatus(ts))
+	ts.Check(err)
+	return p
+}
+
+// lookAt reads what there is of a playground, whose status is known.
+func lookAt(name string, status lab.Status) (*playground, error) {
+	p := &playground{name: name, places: map[string]place{}}
+	for _, n := range status.Nodes {
 		here := place{netns: n.NetNS, ips: n.IPs, masks: slices.Clone(n.IPs)}
 		for _, pods := range n.PodCIDRs {
 			here.masks = append(here.masks, pods.Addr().Next(), pods.Addr()) // of the bridge and the overlay
@@ -52,18 +59,24 @@ func look(ts *testscript.TestScript) *playground {
 	p.places["outside"] = place{netns: "/run/netns/braid-" + p.name + "-net"}
 	p.places["world"] = place{netns: "/run/netns/braid-" + p.name + "-net", ips: beyond, bind: beyond}
 	pods, err := filepath.Glob("/run/braid-lab/" + p.name + "/pods/*/sandbox.json")
-	ts.Check(err)
+	if err != nil {
+		return nil, err
+	}
 	for _, file := range pods {
 		var s struct {
 			Name, NetNS string
 			IPs         []netip.Addr
 		}
 		data, err := os.ReadFile(file)
-		ts.Check(err)
-		ts.Check(json.Unmarshal(data, &s))
+		if err == nil {
+			err = json.Unmarshal(data, &s)
+		}
+		if err != nil {
+			return nil, err
+		}
 		p.places[s.Name] = place{netns: s.NetNS, ips: s.IPs, pod: true}
 	}
-	return p
+	return p, nil
 }
 
 func labStatus(ts *testscript.TestScript) (s lab.Status) {
