@@ -34,8 +34,11 @@ type NFTTable struct {
 	Family  NFTFamily
 	Name    string
 	Comment string // at most 127 bytes
-	Sets    []NFTSet
-	Chains  []NFTChain
+	// Owned keeps others from changing the table, a flush of the whole ruleset included, while the socket that made
+	// it, or took it over with NFTOwnTable, is open. The table outlives the socket. Linux 6.9 or later.
+	Owned  bool
+	Sets   []NFTSet
+	Chains []NFTChain
 }
 
 // NFTHook says where packets enter a base chain.
@@ -130,6 +133,7 @@ const (
 	NFTAddSet                           // Set
 	NFTDeleteSet                        // Set (only its name counts)
 	NFTFlushChain                       // take out all rules of Chain
+	NFTOwnTable                         // take over a table that was made as Owned and whose owner is gone
 )
 
 // NFTOp is one change of a table.
@@ -152,6 +156,8 @@ func (o NFTOp) String() string {
 		return "add " + table
 	case NFTDeleteTable:
 		return "delete " + table
+	case NFTOwnTable:
+		return "take over " + table
 	case NFTAddChain:
 		return fmt.Sprintf("add chain %s of %s", o.Chain.Name, table)
 	case NFTDeleteChain:

@@ -193,6 +193,9 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 	cancel := a.store.Subscribe(a.onChange)
 	defer cancel()
 	a.told.CompareAndSwap(0, rev) // a cluster with no objects left tells nothing
+	if a.policies != nil {
+		wg.Go(func() { a.policies.plane.Watch(ctx, a.byName["policy"].Kick) })
+	}
 	if a.policies != nil && a.cfg.PolicyLog {
 		wg.Go(func() { a.policies.drops.run(ctx) })
 	}

@@ -69,7 +69,9 @@ func newPolicies(c Config) (*policies, error) {
 
 // close gives up the sockets. The kernel stays as it is.
 func (p *policies) close() {
-	p.plane.Close()
+	if p.plane != nil {
+		p.plane.Close()
+	}
 	if p.links != nil {
 		p.links.Close()
 	}

@@ -124,18 +124,21 @@ func TestRefusedPolicy(t *testing.T) {
 	}
 }
 
+// refuseAll is a kernel without memory.
+func refuseAll(ops []desired.NFTOp) error {
+	if len(ops) == 0 {
+		return nil
+	}
+	return unix.ENOMEM
+}
+
 // TestRefusalOfAll: where the kernel takes nothing at all no policy is blamed, and what is in force stays.
 func TestRefusalOfAll(t *testing.T) {
 	l := isolatedLab(t)
 	l.change(allowing("good", "b", "192.0.2.0/24"))
 	l.reaches(false, "isolated")
 	plane := l.plane.(*policyNFTables)
-	plane.apply = func(ops []desired.NFTOp) error {
-		if len(ops) == 0 {
-			return nil
-		}
-		return unix.ENOMEM
-	}
+	plane.apply = refuseAll
 	more := allowing("more", "b", "10.0.0.0/24")
 	l.compiler.Apply(0, []model.Change{{Ref: more.Ref, New: more}})
 	if _, err := l.step(t.Context()); !errors.Is(err, unix.ENOMEM) {

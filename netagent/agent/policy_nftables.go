@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/link"
@@ -34,8 +36,14 @@ type policyPlane interface {
 	Refused(err error) func(*policy.Section) bool
 	// Counts reads how many packets met each mark, for any goroutine. All counts began anew when era is another one.
 	Counts(marks []policy.Mark) (counts map[policy.Mark]uint64, era uint64, err error)
+	// Watch kicks when somebody takes rules away, until ctx ends, for another goroutine.
+	Watch(ctx context.Context, kick func())
 	Close()
 }
+
+// goneEvery is how often the agent looks whether its tables are there, where others can take them away. It costs a
+// question to the kernel, and another one when the ruleset has changed.
+const goneEvery = 25 * time.Millisecond
 
 // policyNFTables enforces policies with nftables.
 type policyNFTables struct {
@@ -51,6 +59,8 @@ type policyNFTables struct {
 	generation uint32           // of the ruleset when our tables were in order; 0 = not known
 	looked     time.Time        // when it was asked for last
 
+	written atomic.Bool   // the tables were there
+	gone    atomic.Bool   // and are not any more
 	era     atomic.Uint64 // how often tables were made
 	countMu sync.Mutex
 	counter *nft.Conn
@@ -81,7 +91,13 @@ func newPolicyNFTables(log *slog.Logger, o nftables.Options) (p *policyNFTables,
 			p.families = append(p.families, f)
 		}
 	}
-	if err = p.check(); err != nil && p.options.Log {
+	p.options.Owned = true
+	if err = p.check(); errors.Is(err, unix.EOPNOTSUPP) {
+		p.options.Owned = false
+		log.Info("this kernel cannot keep others from flushing the rules of policies (Linux 6.9 or later can): they are made anew when that happens")
+		err = p.check()
+	}
+	if err != nil && p.options.Log {
 		p.options.Log = false
 		if again := p.check(); again == nil {
 			log.Warn("this kernel cannot tell of what policies deny (nft_log and nfnetlink_log are needed): no lines of drops, policies are enforced all the same", "err", err)
@@ -133,8 +149,14 @@ func (p *policyNFTables) Known() bool { return p.generation != 0 }
 
 // Write implements policyPlane.
 func (p *policyNFTables) Write(delta policy.Delta, all func() policy.Delta) (changes []string, err error) {
+	if p.gone.Swap(false) {
+		if err := p.shut(); err != nil {
+			return nil, err
+		}
+		p.Forget()
+	}
 	generation, whole := p.generation, p.generation == 0
-	if now := time.Now(); p.generation == 0 || now.Sub(p.looked) >= policyAudit {
+	if now := time.Now(); p.generation == 0 || !p.options.Owned && now.Sub(p.looked) >= policyAudit {
 		p.looked = now
 		if generation, err = p.conn.Generation(); err != nil {
 			return nil, err
@@ -155,11 +177,91 @@ func (p *policyNFTables) Write(delta policy.Delta, all func() policy.Delta) (cha
 	fenced, err := p.fence(whole)
 	// What others did meanwhile makes another number of it, and the next look compares as a whole.
 	p.generation = generation + p.conn.Commits() - before
+	p.written.Store(true)
 	return append(changes, fenced...), err
+}
+
+// own takes over the tables that an earlier run of the agent left. Those of another layout are left: they will be
+// made anew.
+func (p *policyNFTables) own() error {
+	if !p.options.Owned {
+		return nil
+	}
+	bridge, _ := nftables.Bridge(p.options, nil)
+	tables := []desired.NFTTable{bridge}
+	for _, f := range p.families {
+		tables = append(tables, nftables.Skeleton(f, p.options))
+	}
+	for _, t := range tables {
+		comment, err := p.conn.Comment(t.Family, t.Name)
+		switch {
+		case errors.Is(err, unix.ENOENT) || err == nil && comment != t.Comment:
+			continue
+		case err == nil:
+			err = p.conn.Apply([]desired.NFTOp{{Verb: desired.NFTOwnTable, Family: t.Family, Table: t.Name}})
+		}
+		if err != nil {
+			return fmt.Errorf("take over table %s %s (does another agent run on this node?): %w", t.Family, t.Name, err)
+		}
+	}
+	return nil
+}
+
+// shut puts tables in which nobody is known where there are none, as after a flush: until the whole is written again, what
+// is new is refused. It does not wait for anything to be read.
+func (p *policyNFTables) shut() error {
+	for _, f := range p.families {
+		if there, err := p.conn.Exists(f, nftables.TableName); err != nil || there {
+			continue
+		}
+		t := nftables.Skeleton(f, p.options)
+		if err := p.conn.Apply([]desired.NFTOp{{Verb: desired.NFTAddTable, Family: f, Table: t.Name, Def: &t}}); err != nil {
+			return err
+		}
+		p.log.Warn("somebody took a table of policies away: until it is made anew, pods are cut off", "table", f.String()+" "+nftables.TableName)
+	}
+	return nil
+}
+
+// Watch kicks as soon as somebody takes our tables away, until ctx ends. Where nobody can, there is nothing to watch.
+func (p *policyNFTables) Watch(ctx context.Context, kick func()) {
+	if p.options.Owned {
+		return
+	}
+	conn, err := nft.Open()
+	if err != nil {
+		p.log.Warn("the rules of policies are watched less closely", "err", err)
+		return
+	}
+	defer conn.Close()
+	tick := time.NewTicker(goneEvery)
+	defer tick.Stop()
+	var seen uint32
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now, err := conn.Generation()
+		if err != nil || now == seen {
+			continue
+		}
+		seen = now
+		for _, f := range p.families {
+			if there, err := conn.Exists(f, nftables.TableName); err == nil && !there && p.written.Load() {
+				p.gone.Store(true)
+				kick()
+			}
+		}
+	}
 }
 
 // replace compares the kernel with the compiled value as a whole.
 func (p *policyNFTables) replace(all policy.Delta) ([]string, error) {
+	if err := p.own(); err != nil {
+		return nil, err
+	}
 	have := nftables.Contents{}
 	for _, f := range p.families {
 		c, err := p.conn.Read(f, nftables.TableName)

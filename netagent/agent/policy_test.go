@@ -180,6 +180,8 @@ func TestPolicyLifeOfPods(t *testing.T) {
 	if len(l.inForce) != 1 {
 		t.Errorf("in force: %v, want only b", l.inForce)
 	}
+	l.plane.Close() // as when the agent ends
+	l.plane = nil
 	var removed []string
 	l.node.Run(t, func() (err error) { removed, err = removePolicyTables(); return err })
 	if want := []string{"nftables table bridge braid-policy", "nftables table ip braid-policy", "nftables table ip6 braid-policy"}; !slices.Equal(removed, want) {

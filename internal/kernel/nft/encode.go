@@ -12,7 +12,8 @@ import (
 const (
 	nftaTableUserdata = 6
 	nftaSetExpr       = 17
-	nfnlBatchGenID    = 1 // include/uapi/linux/netfilter/nfnetlink.h
+	nftTableOwned     = 2 | 4 // NFT_TABLE_F_OWNER, NFT_TABLE_F_PERSIST
+	nfnlBatchGenID    = 1     // include/uapi/linux/netfilter/nfnetlink.h
 	nftDataVerdict    = 0xffffff00
 	nfAccept          = 1 // include/uapi/linux/netfilter.h
 )
@@ -94,6 +95,11 @@ func (t *transaction) add(ops []desired.NFTOp) int {
 	switch op := ops[0]; op.Verb {
 	case desired.NFTAddTable:
 		t.table(one)
+	case desired.NFTOwnTable:
+		m := t.message(unix.NFT_MSG_NEWTABLE, 0, one, "")
+		t.buf.string(unix.NFTA_TABLE_NAME, op.Table)
+		t.buf.u32(unix.NFTA_TABLE_FLAGS, nftTableOwned)
+		t.buf.end(m)
 	case desired.NFTDeleteTable:
 		m := t.message(unix.NFT_MSG_DELTABLE, 0, one, "")
 		t.buf.string(unix.NFTA_TABLE_NAME, op.Table)
@@ -134,7 +140,11 @@ func (t *transaction) table(op []desired.NFTOp) {
 	def := op[0].Def
 	m := t.message(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, op, "")
 	t.buf.string(unix.NFTA_TABLE_NAME, def.Name)
-	t.buf.u32(unix.NFTA_TABLE_FLAGS, 0)
+	flags := uint32(0)
+	if def.Owned {
+		flags = nftTableOwned
+	}
+	t.buf.u32(unix.NFTA_TABLE_FLAGS, flags)
 	if def.Comment != "" {
 		t.buf.bytes(nftaTableUserdata, udata(commentOfTable, def.Comment))
 	}

@@ -37,7 +37,7 @@ func Bridge(o Options, gateway net.HardwareAddr) (desired.NFTTable, []desired.NF
 		chain.Rules = append(chain.Rules, rule("neighbours", bridge, ether(etherIPv6), is(protocol, icmpv6), is(messageType, m), accept()))
 	}
 	chain.Rules = append(chain.Rules, rule("past them", bridge, ether(etherIPv6), drop()))
-	t := desired.NFTTable{Family: desired.NFTBridge, Name: TableName, Chains: []desired.NFTChain{chain},
+	t := desired.NFTTable{Family: desired.NFTBridge, Name: TableName, Owned: o.Owned, Chains: []desired.NFTChain{chain},
 		Sets: []desired.NFTSet{{Name: setGateways, Key: []desired.NFTType{desired.NFTEtherAddr}, Comment: "of the node on the pods' bridge"}}}
 	t.Comment = layout(&t)
 	if len(gateway) != 6 {

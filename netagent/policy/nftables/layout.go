@@ -70,6 +70,7 @@ type Options struct {
 	Links  string // how the names of the pods' links begin
 	Drop   bool   // denied packets vanish, instead of being refused
 	Log    bool   // denied packets are told of, see policy.Mark
+	Owned  bool   // nobody but the agent can change the tables, see desired.NFTTable
 }
 
 // family holds what differs between IPv4 and IPv6.
@@ -104,7 +105,7 @@ func Skeleton(nf desired.NFTFamily, o Options) desired.NFTTable {
 	if o.Drop {
 		refuse.Rules = []desired.NFTRule{rule("drop", drop())}
 	}
-	t := desired.NFTTable{Family: nf, Name: TableName,
+	t := desired.NFTTable{Family: nf, Name: TableName, Owned: o.Owned,
 		Sets: []desired.NFTSet{
 			{Name: mapEgress, Key: addr, Value: verdict, Comment: "pods of this node: chain for what they send"},
 			{Name: mapIngress, Key: addr, Value: verdict, Comment: "pods of this node: chain for what they get"},
@@ -132,7 +133,7 @@ func Skeleton(nf desired.NFTFamily, o Options) desired.NFTTable {
 // layout is a table's comment: it ends in a digest of everything static.
 func layout(t *desired.NFTTable) string {
 	h := sha256.New()
-	fmt.Fprintf(h, "%v %+v\n", t.Family, t.Sets)
+	fmt.Fprintf(h, "%v %v %+v\n", t.Family, t.Owned, t.Sets)
 	for _, c := range t.Chains {
 		fmt.Fprintf(h, "chain %s %+v\n", c.Name, c.Hook)
 		for _, r := range c.Rules {
