@@ -38,6 +38,7 @@ type policies struct {
 	drops    *policyDrops
 	counts   policyCounts
 	faults   policyFaults
+	book     attachmentBook
 
 	mu      sync.Mutex // held over a step
 	inForce map[model.Key]policy.Target
@@ -49,6 +50,7 @@ type policies struct {
 func newPolicies(c Config) (*policies, error) {
 	p := &policies{log: c.Log, compiler: policy.NewCompiler(c.Node), inForce: map[model.Key]policy.Target{}, news: make(chan struct{})}
 	p.drops = newPolicyDrops(c.Log, p.compiler)
+	p.book = attachmentBook{c.Log, attachmentsDir(c.RunDir)}
 	plane, err := newPolicyNFTables(c.Log, nftables.Options{Bridge: link.PodBridge, Links: link.VethPrefix, Drop: c.PolicyDeny == "drop", Log: c.PolicyLog})
 	if err != nil {
 		return nil, err
@@ -62,6 +64,9 @@ func newPolicies(c Config) (*policies, error) {
 	if err != nil {
 		p.close()
 		return nil, err
+	}
+	for _, a := range p.book.load() {
+		p.compiler.Attach(a)
 	}
 	p.flows = &policyFlows{log: c.Log, conn: conn, compiler: p.compiler, kick: func() {}}
 	return p, nil
@@ -134,6 +139,7 @@ func (p *policies) settle(d policy.Delta) {
 // attach lets a new pod of this node be isolated, or opened, as policies say, and returns when the kernel
 // has that. When ctx ends before, because the pod is not known yet, say, the pod is cut off until then.
 func (p *policies) attach(ctx context.Context, a policy.Attachment, kick func()) error {
+	p.book.save(a)
 	p.compiler.Attach(a)
 	kick()
 	for {
@@ -157,7 +163,11 @@ func (p *policies) attach(ctx context.Context, a policy.Attachment, kick func())
 func (p *policies) prune() {
 	p.compiler.Detach(func(name string) bool {
 		there, err := link.HasLink(p.links, name)
-		return there || err != nil
+		if there || err != nil {
+			return true
+		}
+		p.book.forget(name)
+		return false
 	})
 }
 

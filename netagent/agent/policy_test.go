@@ -2,12 +2,16 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,6 +26,7 @@ import (
 type policyLab struct {
 	*policies
 	t    *testing.T
+	cfg  Config
 	node *nstest.NS
 	pods map[string]*nstest.NS
 }
@@ -47,10 +52,16 @@ func newPolicyLab(t *testing.T) *policyLab {
 		pod.Exec(t, "ip", "route", "add", "default", "via", "10.0.0.1")
 	}
 	cfg := DefaultConfig()
-	cfg.Node, cfg.Log = "n1", slog.New(slog.DiscardHandler)
-	l.node.Run(t, func() (err error) { l.policies, err = newPolicies(cfg); return err })
-	t.Cleanup(l.policies.close)
+	cfg.Node, cfg.Log, cfg.RunDir = "n1", slog.New(slog.DiscardHandler), t.TempDir()
+	l.cfg = cfg
+	l.start()
+	t.Cleanup(func() { l.policies.close() })
 	return l
+}
+
+func (l *policyLab) start() {
+	l.t.Helper()
+	l.node.Run(l.t, func() (err error) { l.policies, err = newPolicies(l.cfg); return err })
 }
 
 func (l *policyLab) mustStep() {
@@ -189,6 +200,40 @@ func TestPolicyLifeOfPods(t *testing.T) {
 	}
 	if left := l.node.Exec(t, "nft", "list", "ruleset"); left != "" {
 		t.Errorf("left:\n%s", left)
+	}
+}
+
+// TestPolicyRestart: a new agent takes over what is in force, and knows of pods whose addresses the API server does
+// not know yet; of those whose links went meanwhile it does not.
+func TestPolicyRestart(t *testing.T) {
+	l := isolatedLab(t)
+	deny := allowing("web", "b", "192.0.2.0/24")
+	l.change(deny)
+	before := l.node.Exec(t, "nft", "list", "table", "ip", "braid-policy")
+	if err := os.WriteFile(filepath.Join(attachmentsDir(l.cfg.RunDir), "broken"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l.policies.close()
+	l.reaches(false, "without an agent")
+	l.start()
+	l.reaches(false, "before the new agent knows the cluster")
+	for _, o := range []model.Object{audited(false), policyPod("a"), policyPod("b"), deny} {
+		l.compiler.Apply(0, []model.Change{{Ref: o.From().Ref, New: o}})
+	}
+	l.mustStep()
+	l.reaches(false, "restarted")
+	if _, err := l.dial("b", "10.0.0.2:1"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("b is let out: error %v, want one of a itself", err)
+	}
+	if after := l.node.Exec(t, "nft", "list", "table", "ip", "braid-policy"); l.plane.(*policyNFTables).era.Load() != 0 || strings.Count(after, "\n") != strings.Count(before, "\n") {
+		t.Errorf("tables were made anew. Before:\n%s\nafter:\n%s", before, after)
+	}
+	l.policies.close()
+	l.node.Exec(t, "ip", "link", "del", "brda")
+	l.start()
+	l.mustStep()
+	if left, err := filepath.Glob(filepath.Join(attachmentsDir(l.cfg.RunDir), "*")); len(left) != 1 || filepath.Base(left[0]) != "brdb" {
+		t.Errorf("remembered: %v, %v", left, err)
 	}
 }
 
