@@ -32,6 +32,7 @@ type Agent struct {
 	proxy    *proxyMetrics
 	health   *healthPorts               // nil with service mode "none"
 	policies *policies                  // nil with policy "off"
+	egress   *egressLoop                // nil where there is nothing to masquerade or guard
 	podRules *podRules                  // nil without a folder for the CNI configuration
 	podLinks *podLinks                  // the same
 	loops    []*reconcile.Loop          // in the order they are reported
@@ -115,6 +116,14 @@ func (a *Agent) build() error {
 		a.addLoop("overlay", o.step, audit)
 	}
 	a.buildOwnNode()
+	e, err := newEgress(a.cfg)
+	if err != nil {
+		return err
+	}
+	if e != nil {
+		a.egress = e
+		a.addLoop("egress", e.step, egressAudit)
+	}
 	if a.cfg.ServiceMode != "none" {
 		s, err := newServices(a.cfg, a.ledger, a.proxy)
 		if err != nil {
@@ -214,7 +223,7 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 			wg.Go(func() { l.Run(ctx) })
 		}
 	}
-	for _, name := range []string{"overlay", "services", "policy"} {
+	for _, name := range []string{"overlay", "services", "egress", "policy"} {
 		l := a.byName[name]
 		if l == nil {
 			continue
@@ -246,6 +255,9 @@ func (a *Agent) close() {
 	if a.policies != nil {
 		a.policies.close()
 	}
+	if a.egress != nil {
+		a.egress.close()
+	}
 	if a.podRules != nil {
 		a.podRules.close()
 	}
@@ -274,6 +286,12 @@ func (a *Agent) onChange(rev uint64, changes []model.Change) {
 		}
 		if a.health.note(changes) {
 			a.byName["health-ports"].Kick()
+		}
+	}
+	if a.egress != nil {
+		a.egress.planner.Apply(rev, changes)
+		if a.egress.planner.Dirty() {
+			a.byName["egress"].Kick()
 		}
 	}
 	a.notePolicies(rev, changes)

@@ -43,6 +43,8 @@ func Cleanup(ctx context.Context, c Config) (removed []string, err error) {
 		}
 		removed = append(removed, had...)
 	}
+	masquerading, err := removeEgress("")
+	removed, errs = append(removed, masquerading...), append(errs, err)
 	policy, err := removePolicyTables()
 	removed, errs = append(removed, policy...), append(errs, err)
 	links, err := cleanupLinks(c)

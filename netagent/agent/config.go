@@ -56,6 +56,9 @@ type Config struct {
 	// MasqueradeAll, ExternalIPs (CIDRs, comma-separated) and NodePortAddresses (the same, or "primary"; empty = all)
 	// are explained at service.Config.
 	MasqueradeAll     bool
+	IPMasq            string // one of IPMasqs: whether pods get the node's address towards the world outside
+	IPMasqSamePorts   bool   // their source ports are kept where they can be
+	NonMasquerade     string // CIDRs, comma-separated: destinations outside that see pods' own addresses
 	ExternalIPs       string
 	NodePortAddresses string
 	DetectLocal       DetectLocal
@@ -83,7 +86,7 @@ func DefaultConfig() Config {
 	return Config{
 		Node: strings.ToLower(host), RunDir: run, StateDir: "/var/lib/braid", CNIConfDir: "/etc/cni/net.d",
 		Overlay: "vxlan", VNI: 1, Port: 8472, UDPPort: udp.Port, WireGuardPort: wireguard.Port, NodeMask4: 24, NodeMask6: 64,
-		ServiceMode: "auto", Policy: "off", PolicyDeny: "reject", PolicyLog: true, HTTP: "127.0.0.1:10249",
+		ServiceMode: "auto", IPMasq: "auto", Policy: "off", PolicyDeny: "reject", PolicyLog: true, HTTP: "127.0.0.1:10249",
 		Conntrack: defaultConntrack, Version: "devel", Log: slog.Default(),
 	}
 }
@@ -129,6 +132,9 @@ func (c *Config) Validate() error {
 		return err
 	}
 	if err := c.Conntrack.validate(); err != nil {
+		return err
+	}
+	if _, err := c.egressConfig(); err != nil {
 		return err
 	}
 	_, err := c.services()

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -124,7 +123,6 @@ func runDataplaneScenario(t *testing.T, construct func(*slog.Logger) (service.Da
 		t.Run(a.family, func(t *testing.T) {
 			t.Run("balance", func(t *testing.T) { l.checkBalance(t, a) })
 			t.Run("sources", func(t *testing.T) { l.checkSources(t, a) })
-			t.Run("outside", func(t *testing.T) { l.checkOutside(t, a) })
 			t.Run("refuse", func(t *testing.T) { l.checkRefuse(t, a) })
 			t.Run("udp", func(t *testing.T) { l.checkUDP(t, a) })
 		})
@@ -144,7 +142,6 @@ func runDataplaneScenario(t *testing.T, construct func(*slog.Logger) (service.Da
 		a := &dpFamilies[i]
 		t.Run("changes "+a.family, func(t *testing.T) { l.checkChanges(t, dp, a) })
 	}
-	t.Run("net", func(t *testing.T) { l.checkNet(t, dp, net) })
 	t.Run("leftovers", func(t *testing.T) { l.checkLeftovers(t, l.construct(t, construct), all, net) })
 	t.Run("repair", func(t *testing.T) { l.checkRepair(t, l.construct(t, construct), all, net) })
 	t.Run("cleanup", func(t *testing.T) { l.checkCleanup(t, dp, all, net) })
@@ -179,19 +176,6 @@ func (l *dpLab) checkSources(t *testing.T, a *dpAddrs) {
 		if r := l.ask(t, l.pod1, vip); r.client != want[r.name] {
 			t.Fatalf("pod1 asked %s: %s saw %s, want %s", vip, r.name, r.client, want[r.name])
 		}
-	}
-}
-
-// checkOutside: pods are masqueraded towards the outside and only there.
-func (l *dpLab) checkOutside(t *testing.T, a *dpAddrs) {
-	if r := l.ask(t, l.pod1, netip.AddrPortFrom(a.client, dpTarget)); r.client != a.node {
-		t.Errorf("pod1 asked the outside, which saw %s, want the node's %s", r.client, a.node)
-	}
-	if r := l.ask(t, l.pod1, netip.AddrPortFrom(a.pod2, dpTarget)); r.client != a.pod1 {
-		t.Errorf("pod1 asked pod2, which saw %s, want pod1's own %s", r.client, a.pod1)
-	}
-	if r := l.ask(t, l.client, netip.AddrPortFrom(a.pod1, dpTarget)); r.client != a.client {
-		t.Errorf("the client asked pod1, which saw %s, want the client's own %s", r.client, a.client)
 	}
 }
 
@@ -275,22 +259,5 @@ func (l *dpLab) checkChanges(t *testing.T, dp service.Dataplane, a *dpAddrs) {
 	apply(service.Delta{Delete: []service.Key{lb.Key}})
 	if rules := l.rules(t); strings.Contains(rules, a.moved.String()) {
 		t.Errorf("rules still name %s after its frontend was deleted", a.moved)
-	}
-}
-
-// checkNet: a changed pod CIDR changes who is masqueraded.
-func (l *dpLab) checkNet(t *testing.T, dp service.Dataplane, net service.Net) {
-	for i := range dpFamilies {
-		a := &dpFamilies[i]
-		changed := net
-		changed.ClusterPods = slices.DeleteFunc(slices.Clone(net.ClusterPods), func(p netip.Prefix) bool { return p == a.otherPods })
-		l.must(t, "Apply", func() error { return dp.Apply(service.Delta{Net: &changed}) })
-		if r := l.ask(t, l.pod1, netip.AddrPortFrom(a.pod2, dpTarget)); r.client != a.podGW2 {
-			t.Errorf("%s: pod2 saw %s, want the node's %s once its CIDR left the cluster", a.family, r.client, a.podGW2)
-		}
-		l.must(t, "Apply", func() error { return dp.Apply(service.Delta{Net: &net}) })
-		if r := l.ask(t, l.pod1, netip.AddrPortFrom(a.pod2, dpTarget)); r.client != a.pod1 {
-			t.Errorf("%s: pod2 saw %s, want pod1's %s again", a.family, r.client, a.pod1)
-		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/braidnet/braid/internal/kernel/netns/nstest/wire"
 	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/egress"
 	"github.com/braidnet/braid/netagent/service"
 )
 
@@ -287,6 +288,7 @@ func runPackets(t *testing.T, seed int64, construct func(*slog.Logger) (service.
 	w := world{rand.New(rand.NewPCG(uint64(seed), 11))}
 	r := packetRun{Node: wire.New(t), world: w, t: t, memory: map[string][]netip.AddrPort{}, before: map[string][]netip.AddrPort{}}
 	r.construct(construct)
+	r.masquerade()
 	all, net := w.table(25), w.net()
 	r.do("Replace", func() error { return r.plane.Replace(all, net) })
 	r.route(net.Loopback)
@@ -313,6 +315,16 @@ type packetRun struct {
 	memory map[string][]netip.AddrPort // session and client → where it went since the last change, the last behind
 	before map[string][]netip.AddrPort // and before that
 	ports  uint16
+}
+
+// masquerade lets the other part of the agent that replaces sources do so beside services: it must change nothing for these.
+func (r *packetRun) masquerade() {
+	e := &egressRun{Node: r.Node, t: r.t, make: egressPlanes["nftables"], cfg: egress.Config{Node: "n1", Masquerade: true}}
+	if r.plane.Name() == "iptables" {
+		e.make = egressPlanes["iptables-nft"]
+	}
+	e.start()
+	e.step()
 }
 
 func (r *packetRun) construct(construct func(*slog.Logger) (service.Dataplane, error)) {

@@ -124,7 +124,7 @@ func (f *Frontend) Name() string {
 type Net struct {
 	LocalPods   []netip.Prefix // this node's pod CIDRs
 	Local       Local          // who counts as a pod of this node
-	ClusterPods []netip.Prefix // the pod CIDRs of all nodes: traffic from LocalPods to these is never masqueraded
+	ClusterPods []netip.Prefix // the pod CIDRs of all nodes
 	// Services are the ranges of cluster IPs. New connections to an address in them which is no cluster
 	// IP of a frontend are dropped, rather than sent out by the default route; those to a cluster IP
 	// by a port that is none of its frontends' are refused.

@@ -98,11 +98,11 @@ func Enabled(ipv6 bool) bool {
 // not read what is there, which may take seconds.
 func (t *Tool) Check() error { return t.Test("*nat\nCOMMIT\n*filter\nCOMMIT\n") }
 
-// Save reads the tables nat and filter, and raw where there is one: table -> chain -> rules without "-A CHAIN ".
-func (t *Tool) Save() (map[string]map[string][]string, error) {
+// Save reads the tables nat and filter, and raw and more where there are such: table -> chain -> rules without "-A CHAIN ".
+func (t *Tool) Save(more ...string) (map[string]map[string][]string, error) {
 	out := map[string]map[string][]string{}
-	for _, table := range append(slices.Clone(tables), optional...) {
-		if !t.NFTables() && slices.Contains(optional, table) && !exists(t.ipv6, table) {
+	for _, table := range slices.Concat(tables, optional, more) {
+		if !t.NFTables() && !slices.Contains(tables, table) && !exists(t.ipv6, table) {
 			continue
 		}
 		text, stderr, err := run(nil, t.save, "-t", table)

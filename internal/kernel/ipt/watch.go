@@ -13,7 +13,10 @@ import (
 // number, size and entry points of their rules. That costs a system call for each table however many
 // rules it has, where reading them (a rule or chain whose absence betrays a flush, say) makes the
 // kernel copy the whole table. A rule replaced by another of equal size goes unseen.
-type Watch struct{ sockets []socket }
+type Watch struct {
+	More    []string // tables to look at besides those that Tool.Save reads in any case
+	sockets []socket
+}
 
 // socket asks about the tables of one family.
 type socket struct {
@@ -52,8 +55,8 @@ func NewWatch(families ...bool) (*Watch, error) {
 func (w *Watch) Sum() (uint32, error) {
 	sum := crc32.NewIEEE()
 	for _, s := range w.sockets {
-		for _, table := range append(slices.Clone(tables), optional...) {
-			if slices.Contains(optional, table) && !exists(s.level == unix.IPPROTO_IPV6, table) {
+		for _, table := range slices.Concat(tables, optional, w.More) {
+			if !slices.Contains(tables, table) && !exists(s.level == unix.IPPROTO_IPV6, table) {
 				continue
 			}
 			var i info

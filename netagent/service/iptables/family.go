@@ -2,8 +2,8 @@ package iptables
 
 import (
 	"net/netip"
-	"slices"
 
+	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/service"
 )
@@ -21,16 +21,15 @@ type family struct {
 	ipv6        bool
 	addrNibbles int
 	loopback    netip.Prefix
-	multicast   netip.Prefix
 	unreachable string // what REJECT answers where there is no connection to reset
 	mask        string // of a single address, as the match `recent` takes it
 }
 
 func newFamily(ipv6 bool) family {
 	if ipv6 {
-		return family{true, 32, netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("ff00::/8"), "icmp6-port-unreachable", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}
+		return family{true, 32, netip.MustParsePrefix("::1/128"), "icmp6-port-unreachable", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}
 	}
-	return family{false, 8, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("224.0.0.0/4"), "icmp-port-unreachable", "255.255.255.255"}
+	return family{false, 8, netip.MustParsePrefix("127.0.0.0/8"), "icmp-port-unreachable", "255.255.255.255"}
 }
 
 // jump is a rule in a chain that is not ours.
@@ -94,13 +93,9 @@ func (f family) skeleton() map[chainID][]string {
 
 // netChains returns the chains that depend on addresses of the cluster and the node.
 func (f family) netChains(net service.Net, liberal bool) map[chainID][]string {
-	local, cluster := f.own(net.LocalPods), aggregate(f.own(net.ClusterPods))
 	post := []string{rule(comment("braid masquerade marked"), marked, "-j "+chainMasquerade)}
-	var foreign, outside []string
-	for _, p := range local {
-		post = append(post, rule(source(p), comment("braid pods of this node"), "-j "+chainOutside))
-	}
-	for _, p := range aggregate(f.own(net.PodSources())) {
+	var foreign []string
+	for _, p := range desired.Aggregate(f.own(net.PodSources())) {
 		// The node's own address among its pods' is none of theirs.
 		foreign = append(foreign, rule(source(p), comment("braid pods of this node"), "-m addrtype ! --src-type LOCAL", "-j RETURN"))
 	}
@@ -110,15 +105,12 @@ func (f family) netChains(net service.Net, liberal bool) map[chainID][]string {
 		}
 		foreign = append(foreign, rule("-i "+name, comment("braid pods of this node"), "-j RETURN"))
 	}
-	for _, p := range cluster {
-		outside = append(outside, rule(destination(p), comment("braid pods keep their address"), "-j RETURN"))
-	}
 	nodePorts := f.nodePorts(net.NodePorts, net.Loopback && !f.ipv6)
 	refused := []string{
 		rule(comment("braid service addresses"), "-j "+chainAddresses),
 		rule(comment("braid cluster IPs"), "-j "+chainClusterIPs),
 	}
-	for _, p := range aggregate(f.own(net.Services)) {
+	for _, p := range desired.Aggregate(f.own(net.Services)) {
 		// Not an address of the node itself: should one lie in the range, the node still has to be reached.
 		refused = append(refused, rule(destination(p), comment("braid no such cluster IP"), "-m addrtype ! --dst-type LOCAL", "-j DROP"))
 	}
@@ -128,9 +120,6 @@ func (f family) netChains(net service.Net, liberal bool) map[chainID][]string {
 		{"filter", chainInvalid}:  f.invalid(net, liberal),
 		{"nat", chainPostrouting}: post,
 		{"nat", chainForeign}:     append(foreign, rule(comment("braid mark for masquerading"), markMasquerade)),
-		{"nat", chainOutside}: append(outside,
-			rule(destination(f.multicast), comment("braid multicast"), "-j RETURN"),
-			rule(comment("braid pods to the outside"), masquerade)),
 	}
 }
 
@@ -148,10 +137,10 @@ func (f family) invalid(net service.Net, liberal bool) (rules []string) {
 			rule(source(p), comment("braid from a pod of this node"), "-j DROP"),
 			rule(destination(p), comment("braid to a pod of this node"), "-j DROP"))
 	}
-	for _, p := range aggregate(f.own(net.ClusterPods)) {
+	for _, p := range desired.Aggregate(f.own(net.ClusterPods)) {
 		rules = append(rules, rule(source(p), comment("braid from a pod to this node"), "-m addrtype --dst-type LOCAL", "-j DROP"))
 	}
-	for _, p := range aggregate(f.own(net.Services)) {
+	for _, p := range desired.Aggregate(f.own(net.Services)) {
 		rules = append(rules, rule(destination(p), comment("braid to a service"), "-j DROP"))
 	}
 	return rules
@@ -162,7 +151,7 @@ func (f family) invalid(net service.Net, liberal bool) (rules []string) {
 // route (martian) unless it is told to: see service.Net.Loopback. Without that, loopback addresses are left to
 // whoever listens there.
 func (f family) nodePorts(ranges []netip.Prefix, loopback bool) (rules []string) {
-	own := aggregate(f.own(ranges))
+	own := desired.Aggregate(f.own(ranges))
 	local := "-m addrtype --dst-type LOCAL"
 	if !loopback && len(own) == 1 && own[0].Bits() == 0 {
 		return []string{rule("! "+destination(f.loopback), comment("braid node ports"), local, "-j "+chainNodePorts)}
@@ -193,37 +182,6 @@ func (f family) own(list []netip.Prefix) (out []netip.Prefix) {
 	for _, p := range list {
 		if p.Addr().Is4() != f.ipv6 {
 			out = append(out, p.Masked())
-		}
-	}
-	return out
-}
-
-// aggregate returns the fewest prefixes that cover exactly the same addresses, sorted: a thousand
-// nodes with neighbouring pod CIDRs cost a packet a few rules, not a thousand.
-func aggregate(list []netip.Prefix) []netip.Prefix {
-	list = slices.Clone(list)
-	slices.SortFunc(list, func(a, b netip.Prefix) int {
-		if c := a.Addr().Compare(b.Addr()); c != 0 {
-			return c
-		}
-		return a.Bits() - b.Bits()
-	})
-	var out []netip.Prefix
-	for _, p := range list {
-		if n := len(out); n > 0 && out[n-1].Contains(p.Addr()) {
-			continue // sorted, so the shorter of two nested prefixes came first
-		}
-		out = append(out, p)
-		for len(out) > 1 {
-			a, b := out[len(out)-2], out[len(out)-1]
-			if a.Bits() != b.Bits() || a.Bits() == 0 {
-				break
-			}
-			parent := netip.PrefixFrom(a.Addr(), a.Bits()-1).Masked()
-			if parent.Addr() != a.Addr() || !parent.Contains(b.Addr()) {
-				break
-			}
-			out = append(out[:len(out)-2], parent)
 		}
 	}
 	return out

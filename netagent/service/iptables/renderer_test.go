@@ -356,7 +356,7 @@ func TestReplaceRepairsJumps(t *testing.T) {
 	k["filter"]["BRAID-OLD"] = []string{"-j BRAID-OLDER"}
 	k["filter"]["BRAID-OLDER"] = []string{"-j RETURN"}
 	k["filter"]["FORWARD"] = append(k["filter"]["FORWARD"], `-p tcp -m comment --comment "old one" -g BRAID-OLD`)
-	k["nat"][chainOutside] = k["nat"][chainOutside][1:]
+	k["nat"][chainPostrouting] = k["nat"][chainPostrouting][1:]
 
 	w.r.Replace(all, net, Saved(k))
 	in := w.r.Pending()

@@ -32,7 +32,6 @@ const (
 	chainPostrouting = Prefix + "POSTROUTING" // entry of masquerading
 	chainMasquerade  = Prefix + "MASQUERADE"  // for marked packets
 	chainForeign     = Prefix + "FOREIGN"     // marks packets that no pod of this node sent
-	chainOutside     = Prefix + "OUTSIDE"     // pods of this node to anything but pods
 )
 
 // markMasquerade sets and markClear clears bit 14, the one that this use of packet marks has had

@@ -2,9 +2,7 @@ package iptables
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -98,36 +96,6 @@ func FuzzWords(f *testing.F) {
 			t.Errorf("%q: words %q, after quoting %q", s, w, again)
 		}
 	})
-}
-
-func TestAggregate(t *testing.T) {
-	got := aggregate(prefixes("10.244.3.0/24", "10.244.0.0/24", "10.244.2.0/24", "10.244.1.0/24", "10.244.5.0/24", "10.244.2.128/25", "fd00::/64", "fd00:0:0:1::/64"))
-	want := prefixes("10.244.0.0/22", "10.244.5.0/24", "fd00::/63")
-	if !reflect.DeepEqual(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
-}
-
-// TestAggregateCoversTheSame compares with the plain question "is the address in any prefix".
-func TestAggregateCoversTheSame(t *testing.T) {
-	for seed := range uint64(200) {
-		rnd := rand.New(rand.NewPCG(seed, 2))
-		var list []netip.Prefix
-		for range rnd.IntN(20) {
-			list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(rnd.IntN(256))}), 24+rnd.IntN(9)).Masked())
-		}
-		merged := aggregate(list)
-		for i := range 256 {
-			a := netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})
-			in := func(p netip.Prefix) bool { return p.Contains(a) }
-			if slices.ContainsFunc(list, in) != slices.ContainsFunc(merged, in) {
-				t.Fatalf("seed %d: %v became %v, which differs at %s", seed, list, merged, a)
-			}
-		}
-		if len(merged) > len(list) {
-			t.Fatalf("seed %d: %v became more: %v", seed, list, merged)
-		}
-	}
 }
 
 // TestProbabilities: walking the rules of n backends gives each the same chance.

@@ -1,7 +1,6 @@
 package nftables
 
 import (
-	"bytes"
 	"net/netip"
 	"slices"
 
@@ -90,8 +89,8 @@ func shared(set string) bool { return set == setHairpins || set == setClusterIPs
 func NetElements(f desired.NFTFamily, net service.Net) []desired.NFTElement {
 	// Local pods are pods of the cluster, whatever else the list of all nodes lacks for the moment.
 	all := slices.Concat(net.ClusterPods, net.LocalPods)
-	return slices.Concat(merged(f, setLocalPods, net.LocalPods), merged(f, setPodSources, net.PodSources()), podLinks(net.Local),
-		merged(f, setClusterPods, all), merged(f, setServiceRanges, net.Services), nodeAddresses(f, net))
+	return slices.Concat(desired.NFTRanges(f, setLocalPods, net.LocalPods), desired.NFTRanges(f, setPodSources, net.PodSources()), podLinks(net.Local),
+		desired.NFTRanges(f, setClusterPods, all), desired.NFTRanges(f, setServiceRanges, net.Services), nodeAddresses(f, net))
 }
 
 // podLinks are the names of the devices by which pods of this node come in, as one range: a name is padded with zeros,
@@ -108,51 +107,6 @@ func podLinks(l service.Local) []desired.NFTElement {
 	}
 	end[last]++
 	return []desired.NFTElement{{Set: setPodLinks, Key: string(first), End: string(end)}}
-}
-
-// merged turns prefixes into disjoint ranges, as interval sets need them: overlapping and touching
-// ones become one.
-func merged(f desired.NFTFamily, set string, prefixes []netip.Prefix) (out []desired.NFTElement) {
-	type span struct{ first, end []byte } // end: behind the last address, nil when there is none
-	var spans []span
-	for _, p := range prefixes {
-		if p.IsValid() && familyOf(p.Addr()) == f {
-			p = p.Masked()
-			spans = append(spans, span{p.Addr().AsSlice(), behind(p)})
-		}
-	}
-	slices.SortFunc(spans, func(a, b span) int { return bytes.Compare(a.first, b.first) })
-	var done []span
-	for _, s := range spans {
-		last := len(done) - 1
-		switch {
-		case last < 0 || done[last].end != nil && bytes.Compare(done[last].end, s.first) < 0:
-			done = append(done, s)
-		case done[last].end != nil && (s.end == nil || bytes.Compare(done[last].end, s.end) < 0):
-			done[last].end = s.end
-		}
-	}
-	for _, s := range done {
-		out = append(out, desired.NFTElement{Set: set, Key: string(s.first), End: string(s.end)})
-	}
-	return out
-}
-
-// behind is the first address after a masked prefix, nil when the prefix reaches the last address.
-func behind(p netip.Prefix) []byte {
-	b := p.Addr().AsSlice()
-	if p.Bits() == 0 {
-		return nil
-	}
-	i := (p.Bits() - 1) / 8
-	step := byte(0x80) >> ((p.Bits() - 1) % 8)
-	for ; i >= 0; i, step = i-1, 1 {
-		b[i] += step
-		if b[i] >= step {
-			return b
-		}
-	}
-	return nil
 }
 
 // arrange gives the backends of next an order in which most keep the slot they have in old: who

@@ -89,10 +89,6 @@ func in(set string) tokens {
 	return tokens{&expr.Lookup{SourceRegister: register0, SetName: set}}
 }
 
-func notIn(set string) tokens {
-	return tokens{&expr.Lookup{SourceRegister: register0, SetName: set, Invert: true}}
-}
-
 // mapped replaces the key by what a data map holds for it.
 func mapped(set string) tokens {
 	return tokens{&expr.Lookup{SourceRegister: register0, DestRegister: register0, IsDestRegSet: true, SetName: set}}
@@ -141,13 +137,11 @@ func untranslated() tokens {
 	return append(tokens{&expr.Ct{Key: expr.CtKeySTATUS, Register: register0}}, noBit(ctDNAT)...)
 }
 
-// towards matches destinations in (or, negated, outside) a prefix.
-func (f family) towards(p netip.Prefix, inside bool) tokens {
-	return within(key(f.destination()), p, inside)
-}
+// towards matches destinations in a prefix.
+func (f family) towards(p netip.Prefix) tokens { return within(key(f.destination()), p) }
 
-// within matches when the address that t loads is in (or, negated, outside) a prefix.
-func within(t tokens, p netip.Prefix, inside bool) tokens {
+// within matches when the address that t loads is in a prefix.
+func within(t tokens, p netip.Prefix) tokens {
 	addr := p.Addr().AsSlice()
 	if p.Bits() < p.Addr().BitLen() {
 		mask := make([]byte, len(addr))
@@ -156,10 +150,7 @@ func within(t tokens, p netip.Prefix, inside bool) tokens {
 		}
 		t = append(t, masked(mask, make([]byte, len(addr)))...)
 	}
-	if inside {
-		return append(t, equal(addr)...)
-	}
-	return append(t, notEqual(addr)...)
+	return append(t, equal(addr)...)
 }
 
 // localDestination matches packets to an address of this node.

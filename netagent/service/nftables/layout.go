@@ -80,7 +80,6 @@ type family struct {
 	addr           desired.NFTType
 	saddr, daddr   uint32 // offsets of the addresses in the network header, bytes
 	loopback       netip.Prefix
-	multicast      netip.Prefix
 	icmpUnreachNum uint8 // "port unreachable": ICMP type 3 code 3 (RFC 792), ICMPv6 type 1 code 4 (RFC 4443)
 }
 
@@ -88,10 +87,8 @@ type family struct {
 var Families = []desired.NFTFamily{desired.NFTIPv4, desired.NFTIPv6}
 
 var families = map[desired.NFTFamily]family{
-	desired.NFTIPv4: {desired.NFTIPv4, desired.NFTIPv4Addr, 12, 16,
-		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("224.0.0.0/4"), 3},
-	desired.NFTIPv6: {desired.NFTIPv6, desired.NFTIPv6Addr, 8, 24,
-		netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("ff00::/8"), 4},
+	desired.NFTIPv4: {desired.NFTIPv4, desired.NFTIPv4Addr, 12, 16, netip.MustParsePrefix("127.0.0.0/8"), 3},
+	desired.NFTIPv6: {desired.NFTIPv6, desired.NFTIPv6Addr, 8, 24, netip.MustParsePrefix("::1/128"), 4},
 }
 
 func familyOf(a netip.Addr) desired.NFTFamily {

@@ -23,16 +23,16 @@ func loopbackChain(nf desired.NFTFamily) desired.NFTChain {
 	f := families[nf]
 	elsewhere := tokens{&expr.Meta{Key: expr.MetaKeyIIF, Register: register0}, notEqual(native(loopbackIndex))[0]}
 	return desired.NFTChain{Name: chainLoopback, Hook: &desired.NFTHook{Type: "filter", Hook: hookPrerouting, Priority: priorityRaw}, Rules: []desired.NFTRule{
-		rule("from elsewhere to a loopback address", elsewhere, f.towards(f.loopback, true), drop()),
-		rule("from elsewhere with a loopback address", elsewhere, within(key(f.source()), f.loopback, true), drop()),
+		rule("from elsewhere to a loopback address", elsewhere, f.towards(f.loopback), drop()),
+		rule("from elsewhere with a loopback address", elsewhere, within(key(f.source()), f.loopback), drop()),
 	}}
 }
 
 // nodeAddresses are the ranges in which the node's addresses serve node ports. Loopback addresses are cut out
 // unless they do.
 func nodeAddresses(f desired.NFTFamily, net service.Net) (out []desired.NFTElement) {
-	loop := merged(f, setNodeAddresses, []netip.Prefix{families[f].loopback})[0]
-	for _, e := range merged(f, setNodeAddresses, net.NodePorts) {
+	loop := desired.NFTRanges(f, setNodeAddresses, []netip.Prefix{families[f].loopback})[0]
+	for _, e := range desired.NFTRanges(f, setNodeAddresses, net.NodePorts) {
 		if loopbackServed(f, net) || e.End != "" && e.End <= loop.Key || e.Key >= loop.End {
 			out = append(out, e)
 			continue

@@ -160,35 +160,6 @@ func TestPickNames(t *testing.T) {
 	}
 }
 
-// TestMerged compares ranges with asking every prefix.
-func TestMerged(t *testing.T) {
-	rng := rand.New(rand.NewPCG(3, 4))
-	for range 500 {
-		var prefixes []netip.Prefix
-		for range rng.IntN(6) {
-			a := netip.AddrFrom4([4]byte{255, 255, byte(0xf0 | rng.IntN(16)), byte(rng.IntN(256))})
-			prefixes = append(prefixes, netip.PrefixFrom(a, 20+rng.IntN(13)))
-		}
-		if rng.IntN(20) == 0 {
-			prefixes = append(prefixes, netip.MustParsePrefix("0.0.0.0/0"))
-		}
-		ranges := merged(desired.NFTIPv4, "s", prefixes)
-		for i, r := range ranges[:max(0, len(ranges)-1)] {
-			if r.End == "" || r.End >= ranges[i+1].Key {
-				t.Fatalf("%v: ranges %x overlap or touch", prefixes, ranges)
-			}
-		}
-		for a := netip.MustParseAddr("255.255.239.0"); a.IsValid(); a = a.Next() {
-			key := string(a.AsSlice())
-			want := slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
-			got := slices.ContainsFunc(ranges, func(r desired.NFTElement) bool { return r.Key <= key && (r.End == "" || key < r.End) })
-			if got != want {
-				t.Fatalf("%v: %s inside is %v, ranges %x", prefixes, a, want, ranges)
-			}
-		}
-	}
-}
-
 func TestArrangeKeepsSlots(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	pick := func() (out []service.Backend) {

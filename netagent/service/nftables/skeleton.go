@@ -150,8 +150,6 @@ func (f family) natChains() []desired.NFTChain {
 		{Name: chainPostrouting, Hook: &desired.NFTHook{Type: "nat", Hook: hookPostrouting, Priority: prioritySNAT}, Rules: []desired.NFTRule{
 			rule("service connections whose replies must come back through here", key(mark), anyBit(MasqueradeMark), goTo(chainMasquerade)),
 			rule("a backend that reaches itself through a service", key(f.source(), f.destination()), in(setHairpins), destinationTranslated(), goTo(chainMasquerade)),
-			rule("pods to the world outside", key(f.source()), in(setLocalPods), key(f.destination()), notIn(setClusterPods),
-				f.towards(f.multicast, false), goTo(chainMasquerade)),
 		}},
 	}
 }

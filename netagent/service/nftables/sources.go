@@ -41,7 +41,7 @@ func sourcesChain(nf desired.NFTFamily, node bool, list []netip.Prefix) desired.
 	c := desired.NFTChain{Name: sourcesName(node, list)}
 	for _, p := range list {
 		if familyOf(p.Addr()) == nf {
-			c.Rules = append(c.Rules, rule("welcome: "+p.String(), within(key(f.source()), p, true), goTo(setFor(node, chainNoBackends))))
+			c.Rules = append(c.Rules, rule("welcome: "+p.String(), within(key(f.source()), p), goTo(setFor(node, chainNoBackends))))
 		}
 	}
 	c.Rules = append(c.Rules, rule("no others", drop()))

@@ -83,7 +83,7 @@ func (s subject) start(w *world, n int, o *options) error {
 	}
 	dir := filepath.Join(w.dir, fmt.Sprintf("n%d", n))
 	return w.daemon(node, fmt.Sprintf("netagent%d", n), o.netagent, "run", "--node", fmt.Sprintf("n%d", n), "--manifests", file, "--overlay", s.overlay,
-		"--service-mode", "none", "--cni-conf-dir", "", "--http", fmt.Sprintf("127.0.0.1:%d", 10249), "--run-dir", dir, "--state-dir", dir)
+		"--service-mode", "none", "--ip-masq=false", "--cni-conf-dir", "", "--http", fmt.Sprintf("127.0.0.1:%d", 10249), "--run-dir", dir, "--state-dir", dir)
 }
 
 // birth runs functions on a thread that lives as long as this process: what dies with its parent dies with

@@ -24,10 +24,6 @@ var intendeds = []intended{
 		func(d *difference) bool {
 			return d.protocol == wire.TCP && d.as.are("refused, reset") && d.bs.are("refused")
 		}},
-	{"pods are masqueraded on their way out", "that is the pod network's task, which kube-proxy leaves to others, and holds behind a service too",
-		func(d *difference) bool {
-			return d.fromPod() && slices.Equal(sortedKeys(d.as), sortedKeys(d.bs.masqueradedOut()))
-		}},
 	{"source ranges of the other family only", "a list that names who may come admits nobody that it does not mention",
 		func(d *difference) bool {
 			return d.what == "load balancer" && d.as.are("dropped") && !d.bs.are("dropped") && d.rangesOfOtherFamily()
@@ -39,11 +35,7 @@ var intendeds = []intended{
 		}},
 	{"a backend of no known node that reaches itself", "masqueraded, as in iptables mode, else its replies do not come back through here",
 		func(d *difference) bool {
-			theirs := d.bs.masqueradedTo(d.src)
-			if d.fromPod() {
-				theirs = theirs.masqueradedOut()
-			}
-			return !d.iptables() && slices.Equal(sortedKeys(d.as), sortedKeys(theirs))
+			return !d.iptables() && slices.Equal(sortedKeys(d.as), sortedKeys(d.bs.masqueradedTo(d.src)))
 		}},
 	{"a backend elsewhere that reaches itself", "pods of other nodes have their connections translated there; to do it for all here takes rules for each of them",
 		func(d *difference) bool {
@@ -186,8 +178,6 @@ func (o outcomes) unspoken() bool { return o.are("refused, icmp 3/2") || o.are("
 // refused reports whether the sender is told in the way that the protocol has for it.
 func (o outcomes) refused() bool { return o.are("refused") || o.are("refused, reset") }
 
-var clusterPods = []netip.Prefix{wire.Pods, wire.Pods6, netip.MustParsePrefix("10.244.2.0/24"), netip.MustParsePrefix("fd00:10:244:2::/64")}
-
 // masqueraded is the same with the node's other address for all that goes out by the other link.
 func (o outcomes) masqueraded() outcomes {
 	out := outcomes{}
@@ -203,18 +193,6 @@ func (o outcomes) masqueradedTo(backend netip.Addr) outcomes {
 	out := outcomes{}
 	for x, n := range o {
 		x.masked = x.masked || x.backend.Addr() == backend
-		out[x] += n
-	}
-	return out
-}
-
-// masqueradedOut is the same with the node's address for all that goes to no pod.
-func (o outcomes) masqueradedOut() outcomes {
-	out := outcomes{}
-	for x, n := range o {
-		if x.class == "to" && !slices.ContainsFunc(clusterPods, func(p netip.Prefix) bool { return p.Contains(x.backend.Addr()) }) {
-			x.masked = true
-		}
 		out[x] += n
 	}
 	return out

@@ -15,6 +15,8 @@ const (
 	TCP  uint8 = unix.IPPROTO_TCP
 	UDP  uint8 = unix.IPPROTO_UDP
 	SCTP uint8 = unix.IPPROTO_SCTP
+	IPIP uint8 = unix.IPPROTO_IPIP // without ports; what is inside is no packet
+	SIT  uint8 = unix.IPPROTO_IPV6 // the same
 )
 
 // Packet is what a test looks at in one.
@@ -22,7 +24,7 @@ type Packet struct {
 	Src, Dst netip.AddrPort
 	Protocol uint8
 	Via      string // device that it comes in by, "up0" or "pods0"; "": the one that its source belongs to
-	ID       uint32 // set by Send; TCP sequence number, first bytes of a UDP datagram, SCTP initiate tag
+	ID       uint32 // set by Send; TCP sequence number, first bytes of a UDP datagram and of what is in IP, SCTP initiate tag
 }
 
 // bytes is the packet with its checksums: conntrack does not track one whose are wrong.
@@ -39,6 +41,8 @@ func (p Packet) bytes() []byte {
 		body = append(ports, 0, 12, 0, 0)
 		body = binary.BigEndian.AppendUint32(body, p.ID)
 		sum = 6
+	case IPIP, SIT:
+		body = append(binary.BigEndian.AppendUint32(nil, p.ID), make([]byte, 40)...)
 	case SCTP: // INIT (RFC 9260 §3.3.2)
 		body = append(ports, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 20)
 		body = binary.BigEndian.AppendUint32(body, p.ID)
@@ -104,6 +108,8 @@ func parseTransport(b []byte, src, dst netip.Addr, proto uint8) (p Packet, refus
 	}
 	p = Packet{Protocol: proto, Src: netip.AddrPortFrom(src, binary.BigEndian.Uint16(b)), Dst: netip.AddrPortFrom(dst, binary.BigEndian.Uint16(b[2:]))}
 	switch {
+	case proto == IPIP || proto == SIT:
+		p.ID, p.Src, p.Dst = binary.BigEndian.Uint32(b), netip.AddrPortFrom(src, 0), netip.AddrPortFrom(dst, 0)
 	case proto == TCP && len(b) >= 20 && b[13]&4 != 0: // a reset acknowledges what it refuses
 		p.ID = binary.BigEndian.Uint32(b[8:]) - 1
 		return p, "reset", true
