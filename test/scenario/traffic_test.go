@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -19,7 +21,8 @@ import (
 )
 
 const (
-	// pace is the pause between two connections of one line: fifty a second, to each address.
+	// pace is the pause between two connections of one line, unless the script says another: fifty a second, to
+	// each address.
 	pace = "20ms"
 	// enough connections of each kind after a change say that it has come through.
 	enough   = 25
@@ -55,12 +58,13 @@ func loadProgram(ts *testscript.TestScript) string {
 //	FROM PROBE TARGET…
 //
 // tcp makes new connections all the time, udp exchanges datagrams from new sockets, hold and steady keep one
-// connection or socket for each address.
+// connection or socket for each address, hold*9 nine of them; never and neverudp fail when they are answered.
 func cmdLoad(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: load FILE")
+	if neg || len(args) < 1 || len(args) > 2 {
+		ts.Fatalf("usage: load FILE [PAUSE]")
 	}
 	endLoad(ts.Getenv("LAB"))
+	every := append(args, pace)[1]
 	program := loadProgram(ts)
 	l := &load{playground: look(ts), probes: map[string]int{}}
 	argv := map[string][]string{}
@@ -69,14 +73,19 @@ func cmdLoad(ts *testscript.TestScript, neg bool, args []string) {
 		if len(words) == 0 {
 			continue
 		}
+		probe, times, _ := strings.Cut(words[1], "*")
+		n, err := strconv.Atoi(cmp.Or(times, "1"))
+		ts.Check(err)
 		for _, target := range words[2:] {
 			addrs, err := l.targets(target)
 			ts.Check(err)
 			for _, to := range addrs {
-				argv[words[0]] = append(argv[words[0]], "--"+words[1], fmt.Sprintf("%s %s %s=%s", words[1], target, to, to))
-				l.probes[words[0]]++
-				if words[1] == "udp" || words[1] == "steady" {
-					l.probes[words[0]]++ // its datagrams are counted too
+				for i := range n {
+					argv[words[0]] = append(argv[words[0]], "--"+probe, fmt.Sprintf("%s %s %s%s=%s", probe, target, to, strings.Repeat("'", i), to))
+				}
+				l.probes[words[0]] += n
+				if probe == "udp" || probe == "steady" {
+					l.probes[words[0]] += n // its datagrams are counted too
 				}
 			}
 		}
@@ -88,7 +97,7 @@ func cmdLoad(ts *testscript.TestScript, neg bool, args []string) {
 		if _, isNode := strings.CutPrefix(from, "n"); isNode {
 			at = "node/" + from
 		}
-		c := exec.Command(lookPath(ts, "netagent"), append([]string{"lab", "exec", "--name", l.name, at, "--", program, "run", "--every", pace, "--stats", loadPort}, probes...)...)
+		c := exec.Command(lookPath(ts, "netagent"), append([]string{"lab", "exec", "--name", l.name, at, "--", program, "run", "--every", every, "--stats", loadPort}, probes...)...)
 		c.Stderr = os.Stderr
 		ts.Check(c.Start())
 		l.commands = append(l.commands, c)

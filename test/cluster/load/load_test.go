@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -83,5 +84,34 @@ func TestLostDatagramsAreAskedForAgain(t *testing.T) {
 	}
 	if got := c.take()["datagrams"]; got.OK != 1 || got.Failed != 1 {
 		t.Errorf("%+v, want one datagram lost and one answered", got)
+	}
+}
+
+// TestUnreached: who answers is found out, over TCP and UDP, and who refuses is not taken for one who answers.
+func TestUnreached(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		buf := make([]byte, 100)
+		n, from, _ := c.ReadFrom(buf)
+		_, _ = c.WriteTo(buf[:n], from)
+	}()
+	for network, addr := range map[string]net.Addr{"tcp": l.Addr(), "udp": c.LocalAddr()} {
+		if err := unreached(network, netip.MustParseAddrPort(addr.String())); !errors.Is(err, errAnswered) {
+			t.Errorf("%s: %v, want %v", network, err, errAnswered)
+		}
+	}
+	l.Close()
+	c.Close()
+	for network, addr := range map[string]net.Addr{"tcp": l.Addr(), "udp": c.LocalAddr()} {
+		if err := unreached(network, netip.MustParseAddrPort(addr.String())); err != nil {
+			t.Errorf("%s to nobody: %v", network, err)
+		}
 	}
 }

@@ -5,6 +5,7 @@
 //	load serve :8080
 //	load run --tcp NAME=ADDR:PORT … --hold NAME=ADDR:PORT … --dns ADDR:53 --ask NAME=ADDR
 //	load run --udp NAME=ADDR:PORT … --steady NAME=ADDR:PORT …
+//	load run --never NAME=ADDR:PORT … --neverudp NAME=ADDR:PORT …
 package main
 
 import (
@@ -78,11 +79,13 @@ func (t targets) Set(s string) error {
 
 func run(args []string) error {
 	f := flag.NewFlagSet("load run", flag.ContinueOnError)
-	tcp, hold, udp, steady, dns := targets{}, targets{}, targets{}, targets{}, targets{}
+	tcp, hold, udp, steady, dns, never, neverUDP := targets{}, targets{}, targets{}, targets{}, targets{}, targets{}, targets{}
 	f.Var(tcp, "tcp", "NAME=ADDR:PORT of a server, to be connected to anew all the time")
 	f.Var(hold, "hold", "NAME=ADDR:PORT of a server, to be kept connected to")
 	f.Var(udp, "udp", "NAME=ADDR:PORT of a server, to be sent datagrams from ever new sockets")
 	f.Var(steady, "steady", "NAME=ADDR:PORT of a server, to be sent datagrams from one socket")
+	f.Var(never, "never", "NAME=ADDR:PORT of a server that must not be reached, to be connected to all the time")
+	f.Var(neverUDP, "neverudp", "the same, to be sent datagrams from ever new sockets")
 	f.Var(dns, "dns", "NAME=ADDR:PORT of a DNS server, to be asked")
 	ask := f.String("ask", "", "NAME=ADDR: the question, and what the last record of the answer is")
 	every := f.Duration("every", 25*time.Millisecond, "pause between two probes of one target")
@@ -107,6 +110,12 @@ func run(args []string) error {
 	for name, addr := range steady {
 		go keep(c, "udp", name, addr, *every)
 	}
+	for name, addr := range never {
+		go probe(c, name, *every, func() error { return unreached("tcp", addr) })
+	}
+	for name, addr := range neverUDP {
+		go probe(c, name, *every, func() error { return unreached("udp", addr) })
+	}
 	for name, addr := range dns {
 		go probeDNS(c, name, addr, q, *every)
 		go steadyDNS(c, name+", one socket", addr, q, *every)
@@ -125,6 +134,28 @@ func probe(c *counts, name string, every time.Duration, fn func() error) {
 		done := c.begin(name)
 		go func() { done(fn()) }()
 	}
+}
+
+var errAnswered = errors.New("answered")
+
+// silence is how long nobody may answer what must not be reached.
+const silence = time.Second
+
+// unreached fails when somebody answers.
+func unreached(network string, addr netip.AddrPort) error {
+	d := net.Dialer{Timeout: silence}
+	if network == "udp" {
+		d.LocalAddr = &net.UDPAddr{Port: freshPort()}
+	}
+	conn, err := d.Dial(network, addr.String())
+	if err != nil {
+		return nil
+	}
+	defer conn.Close()
+	if network == "udp" && exchange(conn, bufio.NewReader(conn), silence) != nil {
+		return nil
+	}
+	return errAnswered
 }
 
 // connect makes one connection, asks one question and closes.
