@@ -173,12 +173,23 @@ func cmdFill(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // cmdRestart ends the agents of all nodes, by SIGKILL or the signal it is told, and waits until others have taken
-// their place.
+// their place; and again, as often as it is told.
 func cmdRestart(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) > 1 {
-		ts.Fatalf("usage: restart [SIGNAL]")
+	if neg || len(args) > 2 {
+		ts.Fatalf("usage: restart [SIGNAL [TIMES]]")
 	}
-	signal := append(args, "KILL")[0]
+	signal, times := append(args, "KILL")[0], 1
+	if len(args) == 2 {
+		var err error
+		times, err = strconv.Atoi(args[1])
+		ts.Check(err)
+	}
+	for range times {
+		restartOnce(ts, signal)
+	}
+}
+
+func restartOnce(ts *testscript.TestScript, signal string) {
 	before := labStatus(ts)
 	for _, n := range before.Nodes {
 		cmdLab(ts, false, []string{"kill", "node/" + n.Name + "/netagent", "--signal", signal})

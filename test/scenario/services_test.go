@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,7 +18,8 @@ func TestServices(t *testing.T) {
 	inModes(t, "testdata/services/*.txtar")
 }
 
-// TestPolicies runs testdata/policy/*.txtar likewise.
+// TestPolicies runs testdata/policy/*.txtar likewise. $BRAID_KILLS is how often agents are killed there under load (1),
+// $BRAID_PAUSE the pause between two connections of the load (20ms).
 func TestPolicies(t *testing.T) {
 	inModes(t, "testdata/policy/*.txtar")
 }
@@ -35,6 +37,8 @@ func inModes(t *testing.T, pattern string) {
 			dir, setup := t.TempDir(), params.Setup
 			params.Setup = func(e *testscript.Env) error {
 				e.Setenv("MODE", mode)
+				e.Setenv("KILLS", cmp.Or(os.Getenv("BRAID_KILLS"), "1"))
+				e.Setenv("PAUSE", cmp.Or(os.Getenv("BRAID_PAUSE"), "20ms"))
 				return setup(e)
 			}
 			for _, f := range files {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -121,31 +122,44 @@ func endLoad(lab string) {
 type tally struct {
 	OK, Failed, Slow int
 	Worst            time.Duration
+	// FirstFailed and LastFailed are when the first and the last of those were begun that failed.
+	FirstFailed, LastFailed time.Time
 	Errors           []string
 }
 
-// take returns what was counted since the last time, by place and line.
+// take returns what was counted since the last time, by place and line. It waits for what is under way.
 func (l *load) take() (map[string]tally, error) {
-	out := map[string]tally{}
+	out, errs := map[string]tally{}, make(chan error, len(l.probes))
+	var mu sync.Mutex
 	for from := range l.probes {
-		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			return l.places[from].dialer(ctx, &net.Dialer{FallbackDelay: -1}, network, addr)
-		}}}
-		resp, err := client.Get("http://" + loadPort + "/take")
-		if err != nil {
-			return nil, err
-		}
-		var counts map[string]tally
-		err = json.NewDecoder(resp.Body).Decode(&counts)
-		resp.Body.Close()
-		if err != nil {
-			return nil, err
-		}
-		for name, t := range counts {
-			out[from+" "+name] = t
-		}
+		go func() {
+			counts, err := l.places[from].counts()
+			mu.Lock()
+			defer mu.Unlock()
+			for name, t := range counts {
+				out[from+" "+name] = t
+			}
+			errs <- err
+		}()
 	}
-	return out, nil
+	var err error
+	for range l.probes {
+		err = errors.Join(err, <-errs)
+	}
+	return out, err
+}
+
+// counts asks the program that runs in a place.
+func (from place) counts() (counts map[string]tally, err error) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		return from.dialer(ctx, &net.Dialer{FallbackDelay: -1}, network, addr)
+	}}}
+	resp, err := client.Get("http://" + loadPort + "/take")
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return counts, json.NewDecoder(resp.Body).Decode(&counts)
 }
 
 // settled counts until every line has made enough connections that succeeded, since begun, and none failed
@@ -183,7 +197,13 @@ func (l *load) wanted() (n int) {
 }
 
 func add(a, b tally) tally {
-	return tally{a.OK + b.OK, a.Failed + b.Failed, a.Slow + b.Slow, max(a.Worst, b.Worst), append(a.Errors, b.Errors...)}
+	if a.LastFailed.Before(b.LastFailed) {
+		a.LastFailed = b.LastFailed
+	}
+	if a.Failed == 0 || b.Failed > 0 && b.FirstFailed.Before(a.FirstFailed) {
+		a.FirstFailed = b.FirstFailed
+	}
+	return tally{a.OK + b.OK, a.Failed + b.Failed, a.Slow + b.Slow, max(a.Worst, b.Worst), a.FirstFailed, a.LastFailed, append(a.Errors, b.Errors...)}
 }
 
 func failures(all map[string]tally) string {

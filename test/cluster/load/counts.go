@@ -11,6 +11,8 @@ type Count struct {
 	OK, Failed int
 	Slow       int           // successful, but only after slowFrom
 	Worst      time.Duration // of the successful ones
+	// FirstFailed and LastFailed are when the first and the last of those were begun that failed.
+	FirstFailed, LastFailed time.Time
 	Errors     []string      // the first few, with their times
 }
 
@@ -60,6 +62,12 @@ func (e *epoch) add(name string, start time.Time, err error) {
 	switch {
 	case err != nil:
 		n.Failed++
+		if n.Failed == 1 || start.Before(n.FirstFailed) {
+			n.FirstFailed = start
+		}
+		if n.LastFailed.Before(start) {
+			n.LastFailed = start
+		}
 		if len(n.Errors) < maxErrors {
 			n.Errors = append(n.Errors, fmt.Sprintf("%s after %s: %v", start.Format("15:04:05.000"), took.Round(time.Millisecond), err))
 		}
