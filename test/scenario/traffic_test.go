@@ -124,7 +124,7 @@ type tally struct {
 	Worst            time.Duration
 	// FirstFailed and LastFailed are when the first and the last of those were begun that failed.
 	FirstFailed, LastFailed time.Time
-	Errors           []string
+	Errors                  []string
 }
 
 // take returns what was counted since the last time, by place and line. It waits for what is under way.
