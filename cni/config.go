@@ -45,6 +45,7 @@ type config struct {
 	// AntiSpoofing keeps pods from sending with addresses that are not theirs.
 	AntiSpoofing bool
 	PolicySocket string // of the agent that enforces policy; empty: nobody does
+	PolicyFirst  bool   // no pod is made before that agent has confirmed its policies
 	ReadyFile    string // there since pods can be reached; empty: always
 	DNS          types.DNS
 	Prev         *types100.Result // nil unless chained or CHECK
@@ -64,6 +65,7 @@ type rawConfig struct {
 	IPAM       rawIPAM        `json:"ipam"`
 	ReadyFile  string         `json:"readyFile"`
 	Policy     string         `json:"policySocket"`
+	First      bool           `json:"policyFirst"`
 	AntiSpoof  *bool          `json:"antiSpoofing"`
 	Runtime    rawRuntime     `json:"runtimeConfig"`
 	Args       rawArgs        `json:"args"`
@@ -181,7 +183,7 @@ func kindName(t reflect.Type) string {
 // base checks what every verb needs. The configuration it returns is usable
 // for DEL also with an error: what could be understood is in it.
 func (raw rawConfig) base(data []byte) (*config, error) {
-	c := &config{CNIVersion: raw.CNIVersion, Name: raw.Name, Bridge: defaultBridge, DataDir: ipam.DefaultDir, ReadyFile: raw.ReadyFile, PolicySocket: raw.Policy, DNS: raw.DNS,
+	c := &config{CNIVersion: raw.CNIVersion, Name: raw.Name, Bridge: defaultBridge, DataDir: ipam.DefaultDir, ReadyFile: raw.ReadyFile, PolicySocket: raw.Policy, PolicyFirst: raw.First, DNS: raw.DNS,
 		AntiSpoofing: raw.AntiSpoof == nil || *raw.AntiSpoof}
 	level := slog.LevelInfo
 	lerr := level.UnmarshalText([]byte(cmp.Or(raw.LogLevel, "info")))
@@ -222,7 +224,7 @@ func logUnknown(log *slog.Logger, data []byte) {
 			}
 		}
 	}
-	report("", top, "cniVersion", "name", "type", "bridge", "mtu", "logLevel", "dns", "args", "ipam", "prevResult", "capabilities", "readyFile", "antiSpoofing", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments")
+	report("", top, "cniVersion", "name", "type", "bridge", "mtu", "logLevel", "dns", "args", "ipam", "prevResult", "capabilities", "readyFile", "policySocket", "policyFirst", "antiSpoofing", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments")
 	report("ipam.", below, "type", "dataDir", "ranges", "routes", "subnet", "rangeStart", "rangeEnd", "gateway")
 }
 

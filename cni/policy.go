@@ -27,7 +27,8 @@ const policyPatience = 8 * time.Second
 // kernel. A pod that the agent does not know yet, or that comes while no agent
 // runs, is connected all the same: the kernel cuts it off until the agent lets
 // it in. But when there is nothing in the kernel to cut it off, as after a
-// restart of the machine, it has to wait for the agent.
+// restart of the machine, it has to wait for the agent; and always where the
+// configuration says so.
 func isolate(conf *config, args *skel.CmdArgs, pod podID, host string, leases []ipam.Lease) error {
 	if conf.PolicySocket == "" || pod.name == "" {
 		return nil
@@ -35,6 +36,9 @@ func isolate(conf *config, args *skel.CmdArgs, pod podID, host string, leases []
 	err := register(conf.PolicySocket, pod, host, leases)
 	if err == nil {
 		return nil
+	}
+	if conf.PolicyFirst {
+		return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("the agent on %s has not confirmed the policies of pod %s, and policyFirst makes it wait for that", conf.PolicySocket, pod.name), err.Error())
 	}
 	conf.Log.Warn("the agent has not confirmed the pod's policies", "pod", pod.name, "container", args.ContainerID, "err", err)
 	if guarded, gerr := policyInForce(leases); !guarded {

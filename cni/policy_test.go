@@ -43,9 +43,10 @@ func TestIsolate(t *testing.T) {
 
 	four := []ipam.Lease{{Addr: netip.MustParseAddr("10.0.0.5")}}
 	both := append(four, ipam.Lease{Addr: netip.MustParseAddr("fd00::5")})
+	first := false
 	run := func(socket string, leases []ipam.Lease) (code uint) {
 		ns.Run(t, func() error {
-			conf := &config{PolicySocket: socket, Log: slog.New(slog.DiscardHandler)}
+			conf := &config{PolicySocket: socket, PolicyFirst: first, Log: slog.New(slog.DiscardHandler)}
 			err := isolate(conf, &skel.CmdArgs{ContainerID: "c"}, podID{"shop/web", "u1"}, "brd1", leases)
 			var e *types.Error
 			if errors.As(err, &e) {
@@ -75,4 +76,10 @@ func TestIsolate(t *testing.T) {
 	is("the agent does not know the pod, the kernel cuts it off", run(socket, four), 0)
 	is("no agent, the kernel cuts it off", run(socket+"x", four), 0)
 	is("no agent, the kernel cuts off IPv4 only", run(socket+"x", both), types.ErrTryAgainLater)
+	first = true
+	is("the agent does not know the pod, and has to", run(socket, four), types.ErrTryAgainLater)
+	is("no agent, and there has to be one", run(socket+"x", four), types.ErrTryAgainLater)
+	is("nobody enforces policy, and somebody has to know the pod first", run("", four), 0)
+	answer = http.StatusOK
+	is("the agent has it, and has to", run(socket, four), 0)
 }

@@ -149,6 +149,10 @@ func (a *Agent) build() error {
 		a.addLoop("policy", p.step, policyAudit)
 		a.addLoop("policy-flows", p.flows.step, 0)
 		p.flows.kick = a.byName["policy-flows"].Kick
+		if a.cfg.Manifests == "" {
+			p.events = newPolicyEvents(a.cfg)
+			p.faults.report = p.events.set
+		}
 	}
 	if a.cfg.CNIConfDir != "" {
 		a.addLoop("cni", a.cniStep, 10*time.Second)
@@ -204,6 +208,9 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 	a.told.CompareAndSwap(0, rev) // a cluster with no objects left tells nothing
 	if a.policies != nil {
 		wg.Go(func() { a.policies.plane.Watch(ctx, a.byName["policy"].Kick) })
+		if a.policies.events != nil {
+			wg.Go(func() { a.policies.events.run(ctx) })
+		}
 	}
 	if a.policies != nil && a.cfg.PolicyLog {
 		wg.Go(func() { a.policies.drops.run(ctx) })

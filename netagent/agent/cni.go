@@ -35,6 +35,7 @@ type cniPlugin struct {
 	Capabilities map[string]bool `json:"capabilities"` // what the runtime is to tell the plugin about each pod
 	ReadyFile    string          `json:"readyFile"`
 	PolicySocket string          `json:"policySocket,omitempty"` // of the agent, while it enforces policy
+	PolicyFirst  bool            `json:"policyFirst,omitempty"`
 	Bridge       string          `json:"bridge"`
 	MTU          int             `json:"mtu,omitempty"`
 	IPAM         cniIPAM         `json:"ipam"`
@@ -104,7 +105,7 @@ func (a *Agent) conflist(node *model.Node) cniConflist {
 		ReadyFile: filepath.Join(a.cfg.RunDir, readyFile), Bridge: "braid0", IPAM: cniIPAM{DataDir: filepath.Join(a.cfg.StateDir, "networks")}}
 	p.MTU = a.podMTU()
 	if a.policies != nil {
-		p.PolicySocket = a.cfg.Socket()
+		p.PolicySocket, p.PolicyFirst = a.cfg.Socket(), a.cfg.PolicyFirst
 	}
 	for _, c := range node.PodCIDRs {
 		p.IPAM.Ranges = append(p.IPAM.Ranges, []cniRange{{c}})

@@ -28,6 +28,12 @@ func TestConflistIsTaken(t *testing.T) {
 	if p := list.Plugins[0].Network; p.Type != "braid" || !p.Capabilities["portMappings"] {
 		t.Errorf("plugin %+v", p)
 	}
+	a.cfg.PolicyFirst, a.policies = true, &policies{}
+	data, err = json.Marshal(a.conflist(node))
+	var conf struct{ Plugins []cniPlugin }
+	if err != nil || json.Unmarshal(data, &conf) != nil || conf.Plugins[0].PolicySocket != "/run/braid/netagent.sock" || !conf.Plugins[0].PolicyFirst {
+		t.Errorf("with policies enforced: %s, %v", data, err)
+	}
 	var old struct{ CNIVersion string }
 	if err := json.Unmarshal(data, &old); err != nil || old.CNIVersion != "1.0.0" {
 		t.Errorf("an old runtime, which knows cniVersion only, reads %+v, %v", old, err)

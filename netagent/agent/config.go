@@ -53,6 +53,7 @@ type Config struct {
 	Policy        string        // one of Policies
 	PolicyDeny    string        // one of PolicyDenials: what becomes of what no policy allows
 	PolicyLog     bool          // what policies deny is told in the log
+	PolicyFirst   bool          // no pod is made before the agent has confirmed its policies; else it starts cut off
 	// MasqueradeAll, ExternalIPs (CIDRs, comma-separated) and NodePortAddresses (the same, or "primary"; empty = all)
 	// are explained at service.Config.
 	MasqueradeAll     bool

@@ -4,22 +4,18 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"k8s.io/client-go/rest"
-
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/internal/reconcile"
-	"github.com/braidnet/braid/internal/source/kube"
 	"github.com/braidnet/braid/netagent/install"
 	"github.com/braidnet/braid/netagent/overlay"
 )
@@ -37,8 +33,7 @@ type ownNode struct {
 	under bool     // settings choose where other nodes reach this one
 	lease *lease   // nil unless pod CIDRs are to be taken
 
-	http *http.Client // made when it is needed
-	base *url.URL
+	api apiClient
 }
 
 // buildOwnNode adds the loop of what this node writes into its own Node, where there is any of that.
@@ -172,46 +167,11 @@ func (o *ownNode) nodes(ctx context.Context) ([]leaseNode, error) {
 
 // ask sends one request to the API server and returns the answer.
 func (o *ownNode) ask(ctx context.Context, method, path string, body []byte) ([]byte, error) {
-	if o.http == nil {
-		cfg, err := kube.Config(o.agent.cfg.Kubeconfig, o.agent.cfg.Context)
-		if err != nil {
-			return nil, err
-		}
-		if o.base, _, err = rest.DefaultServerUrlFor(cfg); err != nil {
-			return nil, err
-		}
-		if o.http, err = rest.HTTPClientFor(cfg); err != nil {
-			return nil, err
-		}
+	o.api.kubeconfig, o.api.context = o.agent.cfg.Kubeconfig, o.agent.cfg.Context
+	text, err := o.api.ask(ctx, method, path, "application/merge-patch+json", body)
+	var refused *apiError
+	if errors.As(err, &refused) && refused.code == http.StatusForbidden {
+		return nil, fmt.Errorf("the API server forbids it: apply the component deploy/own-node, which grants it: %s", refused.message)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, o.base.JoinPath(path).String(), bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Content-Type", "application/merge-patch+json")
-	req.Header.Set("Accept", "application/json")
-	resp, err := o.http.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	switch {
-	case err != nil:
-		return nil, err
-	case resp.StatusCode == http.StatusForbidden:
-		return nil, fmt.Errorf("the API server forbids it: apply the component deploy/own-node, which grants it: %s", message(text))
-	case resp.StatusCode/100 != 2:
-		return nil, fmt.Errorf("the API server answers %s: %s", resp.Status, message(text))
-	}
-	return text, nil
-}
-
-// message returns the text of a Status object, or all of it when it is none.
-func message(body []byte) string {
-	var s struct{ Message string }
-	if json.Unmarshal(body, &s) == nil && s.Message != "" {
-		return s.Message
-	}
-	return string(bytes.TrimSpace(body))
+	return text, err
 }

@@ -38,6 +38,7 @@ type policies struct {
 	drops    *policyDrops
 	counts   policyCounts
 	faults   policyFaults
+	events   *policyEvents // nil without an API server
 	book     attachmentBook
 
 	mu      sync.Mutex // held over a step

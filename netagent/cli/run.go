@@ -35,6 +35,7 @@ func runFlags(f *pflag.FlagSet, c *agent.Config) {
 	f.DurationVar(&c.KeyAge, "wireguard-key-age", c.KeyAge, "overlay wireguard: replace this node's key when it is older; 0 = never")
 	f.StringVar(&c.Policy, "policy", c.Policy, "what NetworkPolicies do: off (nothing), or enforce (with nftables; read docs/operations.md first)")
 	f.StringVar(&c.PolicyDeny, "policy-deny", c.PolicyDeny, "what becomes of what no policy allows: reject (the sender is told) or drop")
+	f.BoolVar(&c.PolicyFirst, "policy-first", c.PolicyFirst, "no pod is made before its policies are in force; else one that is made while no agent runs starts cut off")
 	f.BoolVar(&c.PolicyLog, "policy-log", c.PolicyLog, "log what policies deny, at a bounded rate")
 	f.StringVar(&c.ServiceMode, "service-mode", c.ServiceMode, "how services are translated: auto, nftables, iptables or none")
 	f.StringVar(&c.IPMasq, "ip-masq", c.IPMasq, "give pods the node's address towards the world outside: true, false, or auto (true unless this agent has no part in the pod network: overlay none, and no cni-conf-dir)")
