@@ -66,3 +66,39 @@ func TestDetectLocalSettings(t *testing.T) {
 		}
 	}
 }
+
+func TestMasqueradeSettings(t *testing.T) {
+	for _, tc := range []struct {
+		change func(*Config)
+		want   string // what the planner is told, or the beginning of the error
+	}{
+		{func(*Config) {}, "true false [] {braid. 8472 [] false true}"},
+		{func(c *Config) { c.Overlay, c.CNIConfDir = "none", "" }, "false false [] { 0 [] false true}"},
+		{func(c *Config) { c.Overlay, c.CNIConfDir, c.ServiceMode = "none", "", "none" }, "false false [] { 0 [] false false}"},
+		{func(c *Config) { c.Overlay, c.CNIConfDir, c.IPMasq = "none", "", "true" }, "true false [] { 0 [] false true}"},
+		{func(c *Config) { c.Overlay = "none" }, "true false [] { 0 [] false true}"},
+		{func(c *Config) { c.Overlay, c.UDPPort = "udp", 9000 }, "true false [] {braid. 9000 [] false true}"},
+		{func(c *Config) { c.Overlay = "wireguard" }, "true false [] {braid. 51820 [] true true}"},
+		{func(c *Config) { c.Overlay = "ipip" }, "true false [] {braid. 0 [4 41] false true}"},
+		{func(c *Config) { c.Overlay = "host-gw" }, "true false [] { 0 [] false true}"},
+		{func(c *Config) { c.NonMasquerade, c.IPMasqSamePorts = "10.1.2.3/8,2001:db8::/32", true }, "true true [10.0.0.0/8 2001:db8::/32] {braid."},
+		{func(c *Config) { c.IPMasq = "false" }, "false false [] {braid. 8472 [] false true}"},
+		{func(c *Config) { c.IPMasq = "yes" }, `ip-masq: unknown value "yes": use one of auto, true, false`},
+		{func(c *Config) { c.NonMasquerade = "10.0.0.0/33" }, `non-masquerade-cidrs: "10.0.0.0/33" is no address range`},
+		{func(c *Config) { c.NonMasquerade, c.IPMasq = "10.0.0.0/8", "false" }, "non-masquerade-cidrs: nothing is masqueraded with ip-masq false here: leave it out"},
+		{func(c *Config) { c.IPMasqSamePorts, c.Overlay, c.CNIConfDir = true, "none", "" }, "ip-masq-fully-random-disable: nothing is masqueraded with ip-masq auto here"},
+	} {
+		c := DefaultConfig()
+		c.Node = "n1"
+		tc.change(&c)
+		err := c.Validate()
+		e, _ := c.egressConfig()
+		got := fmt.Sprint(e.Masquerade, e.SamePorts, e.Keep, e.Overlay)
+		if err != nil {
+			got = err.Error()
+		}
+		if !strings.HasPrefix(got, tc.want) {
+			t.Errorf("%s, want %s", got, tc.want)
+		}
+	}
+}

@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"github.com/braidnet/braid/internal/kernel/link"
+	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/internal/reconcile"
 	"github.com/braidnet/braid/netagent/egress"
+	"github.com/braidnet/braid/netagent/overlay"
 )
 
 // egressAudit is how often the agent looks whether somebody changed the node's rules, which costs one
@@ -24,7 +26,10 @@ var IPMasqs = []string{"auto", "true", "false"}
 
 // egressConfig returns what the planner of masquerading is told.
 func (c *Config) egressConfig() (egress.Config, error) {
-	out := egress.Config{Node: c.Node, SamePorts: c.IPMasqSamePorts}
+	out := egress.Config{Node: c.Node, SamePorts: c.IPMasqSamePorts, Reached: func(n *model.Node) []netip.Addr {
+		list, _ := overlay.Addresses(n) // what is wrong with them the overlay says
+		return list
+	}}
 	if !slices.Contains(IPMasqs, c.IPMasq) {
 		return out, fmt.Errorf("ip-masq: unknown value %q: use one of %s", c.IPMasq, strings.Join(IPMasqs, ", "))
 	}

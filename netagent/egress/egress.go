@@ -35,6 +35,8 @@ type Config struct {
 	Cluster    []netip.Prefix // where pods are besides the pod CIDRs of nodes
 	Keep       []netip.Prefix // destinations outside of the cluster that are to see pods' own addresses
 	Overlay    Overlay
+	// Reached are the addresses by which nodes reach a node besides its InternalIPs; nil: none.
+	Reached func(*model.Node) []netip.Addr
 }
 
 // Overlay is how packets to other nodes are wrapped. The zero value is none.
@@ -101,7 +103,7 @@ func (p *Planner) Apply(_ uint64, changes []model.Change) {
 		} else {
 			p.nodes[c.Name] = node
 		}
-		p.dirty = p.dirty || was == nil || node == nil || !slices.Equal(was.PodCIDRs, node.PodCIDRs) || !slices.Equal(was.InternalIPs, node.InternalIPs)
+		p.dirty = p.dirty || was == nil || node == nil || !slices.Equal(was.PodCIDRs, node.PodCIDRs) || !slices.Equal(p.addresses(was), p.addresses(node))
 	}
 }
 
@@ -125,11 +127,18 @@ func (p *Planner) Rules() Rules {
 		if name == c.Node {
 			r.Pods = append(r.Pods, n.PodCIDRs...)
 		}
-		for _, a := range n.InternalIPs {
+		for _, a := range p.addresses(n) {
 			r.Nodes = append(r.Nodes, netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
 	r.Pods, r.Nodes, r.Cluster = desired.Aggregate(r.Pods), desired.Aggregate(r.Nodes), desired.Aggregate(cluster)
 	r.Own = desired.Aggregate(slices.Concat(cluster, c.Keep))
 	return r
+}
+
+func (p *Planner) addresses(n *model.Node) []netip.Addr {
+	if p.config.Reached == nil {
+		return n.InternalIPs
+	}
+	return slices.Concat(n.InternalIPs, p.config.Reached(n))
 }

@@ -169,6 +169,25 @@ func TestStateChanges(t *testing.T) {
 	}
 }
 
+// TestOtherAddressesOfNodes: those that nodes say of themselves besides their InternalIPs are guarded too.
+func TestOtherAddressesOfNodes(t *testing.T) {
+	p := NewPlanner(Config{Node: "n1", Reached: func(n *model.Node) (out []netip.Addr) {
+		for _, a := range n.Annotations {
+			out = append(out, netip.MustParseAddr(a))
+		}
+		return out
+	}})
+	n := node("n2", nil, "192.0.2.2")
+	n.Annotations = map[string]string{"also": "198.51.100.2"}
+	p.Apply(1, []model.Change{set(n)})
+	if got := p.Rules().Nodes; !slices.Equal(got, prefixes("192.0.2.2/32", "198.51.100.2/32")) {
+		t.Errorf("nodes are at %v", got)
+	}
+	if p.Apply(2, []model.Change{set(node("n2", nil, "192.0.2.2"))}); !p.Dirty() {
+		t.Error("an address that went is not noted")
+	}
+}
+
 func TestNodesAreElements(t *testing.T) {
 	p := NewPlanner(Config{Node: "n1", Masquerade: true})
 	p.Apply(1, []model.Change{set(node("n1", prefixes("10.244.1.0/24"), "192.0.2.1"))})

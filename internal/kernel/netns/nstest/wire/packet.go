@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,6 +25,7 @@ type Packet struct {
 	Src, Dst netip.AddrPort
 	Protocol uint8
 	Via      string // device that it comes in by, "up0" or "pods0"; "": the one that its source belongs to
+	Pieces   bool   // UDP: it comes in two fragments
 	ID       uint32 // set by Send; TCP sequence number, first bytes of a UDP datagram and of what is in IP, SCTP initiate tag
 }
 
@@ -40,6 +42,10 @@ func (p Packet) bytes() []byte {
 	case UDP:
 		body = append(ports, 0, 12, 0, 0)
 		body = binary.BigEndian.AppendUint32(body, p.ID)
+		if p.Pieces {
+			body = append(body, make([]byte, 12)...)
+			body[5] = byte(len(body))
+		}
 		sum = 6
 	case IPIP, SIT:
 		body = append(binary.BigEndian.AppendUint32(nil, p.ID), make([]byte, 40)...)
@@ -65,6 +71,34 @@ func (p Packet) bytes() []byte {
 	return append(h, body...)
 }
 
+// fragments are the packet as it comes: whole, or in two pieces, the first of which has the ports.
+func (p Packet) fragments() [][]byte {
+	raw := p.bytes()
+	if !p.Pieces {
+		return [][]byte{raw}
+	}
+	const cut = 16 // bytes behind the header
+	if p.Src.Addr().Is4() {
+		piece := func(body []byte, offset uint16) []byte {
+			h := slices.Clone(raw[:20])
+			binary.BigEndian.PutUint16(h[2:], uint16(20+len(body)))
+			binary.BigEndian.PutUint16(h[6:], offset)
+			h[10], h[11] = 0, 0
+			binary.BigEndian.PutUint16(h[10:], internetSum(h))
+			return append(h, body...)
+		}
+		return [][]byte{piece(raw[20:20+cut], 0x2000), piece(raw[20+cut:], cut/8)} // RFC 791: more fragments; units of 8 bytes
+	}
+	piece := func(body []byte, offset uint16) []byte { // RFC 8200 §4.5
+		h := slices.Clone(raw[:40])
+		binary.BigEndian.PutUint16(h[4:], uint16(8+len(body)))
+		h[6] = unix.IPPROTO_FRAGMENT
+		h = binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint16(append(h, raw[6], 0), offset), p.ID)
+		return append(h, body...)
+	}
+	return [][]byte{piece(raw[40:40+cut], 1), piece(raw[40+cut:], cut)}
+}
+
 // internetSum is the checksum of RFC 1071.
 func internetSum(b []byte) uint16 {
 	var s uint32
@@ -83,6 +117,10 @@ func parse(b []byte) (p Packet, refusal string, ok bool) {
 	var src, dst netip.Addr
 	var proto byte
 	switch {
+	case len(b) >= 48 && b[0]>>4 == 6 && b[6] == unix.IPPROTO_FRAGMENT && binary.BigEndian.Uint16(b[42:])&^7 == 0: // the first one
+		whole := slices.Concat(b[:40], b[48:])
+		whole[6] = b[40]
+		return parse(whole)
 	case len(b) >= 20 && b[0]>>4 == 4:
 		src, _ = netip.AddrFromSlice(b[12:16])
 		dst, _ = netip.AddrFromSlice(b[16:20])

@@ -236,7 +236,11 @@ func (n *Node) write(p Packet) {
 	case n.raw[false]:
 		err = unix.Sendto(fd, p.bytes(), 0, &unix.SockaddrInet6{Addr: p.Dst.Addr().As16()})
 	default:
-		_, err = unix.Write(fd, p.bytes())
+		for _, piece := range p.fragments() {
+			if _, err = unix.Write(fd, piece); err != nil {
+				break
+			}
+		}
 	}
 	if err != nil && err != unix.EPERM { // a drop in the output hook
 		n.t.Fatalf("send %+v: %v", p, err)
