@@ -73,7 +73,7 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 	if err := refuseExisting(pod, args); err != nil {
 		return err
 	}
-	bridge, err := link.EnsureBridge(node, link.Bridge{Name: conf.Bridge, MTU: conf.MTU, Addrs: gatewayAddrs(conf.Sets)})
+	bridge, err := prepare(conf, node)
 	if err != nil {
 		return err
 	}
@@ -91,15 +91,15 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 
 	name, mac := link.HostVethName(args.ContainerID, args.IfName), podMAC(conf, args)
 	back.push(func() error { _, err := antispoof.Remove(name); return err })
-	host, err := link.AddVeth(node, link.Veth{
-		Host: name, Pod: args.IfName, PodMAC: mac, PodNS: pod.Fd(), Bridge: bridge.Index, MTU: conf.MTU,
-		Mark: link.Mark{Pod: id.name, Bridge: bridge.Name},
-	})
+	host, err := link.AddVeth(node, hostEnd(conf, bridge, link.Veth{
+		Host: name, Pod: args.IfName, PodMAC: mac, PodNS: pod.Fd(), MTU: conf.MTU, Mark: link.Mark{Pod: id.name},
+	}, leases))
 	if err != nil {
 		return err
 	}
 	back.push(func() error { _, err := link.DeleteVeth(node, host.Name); return err })
-	if err := guard(conf, antispoof.Pod{Owner: ownerOf(args, id.name), MAC: mac, Addrs: addrsOf(leases)}); err != nil {
+	guarded := antispoof.Pod{Owner: ownerOf(args, id.name), MAC: mac, Addrs: addrsOf(leases), Routed: conf.Routed}
+	if err := guard(conf, guarded); err != nil {
 		return err
 	}
 
@@ -110,19 +110,8 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 	if err != nil {
 		return err
 	}
-	for _, l := range leases {
-		back.push(func() error { return link.DeleteNeigh(node, bridge.Name, l.Addr) })
-		if err := link.SetNeigh(node, bridge, l.Addr, inside.MAC); err != nil {
-			return err
-		}
-	}
-	if err := link.WaitUp(link.At{Handle: node, Ref: host}, link.At{Handle: node, Ref: bridge}); err != nil {
+	if err := meet(back, conf, node, bridge, host, inside, leases); err != nil {
 		return err
-	}
-	for _, l := range leases { // of the first pod the bridge has just come up with its addresses
-		if err := link.WaitLocal(node, l.Gateway); err != nil {
-			return err
-		}
 	}
 	if err := openPorts(back, conf, node, ownerOf(args, id.name), leases); err != nil {
 		return err
@@ -130,7 +119,60 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 	if err := isolate(conf, args, id, host.Name, leases); err != nil {
 		return err
 	}
-	return types.PrintResult(result(conf, args.Netns, bridge, host, inside, leases), conf.CNIVersion)
+	return types.PrintResult(result(conf, args.Netns, []link.Ref{bridge, host, inside}, leases), conf.CNIVersion)
+}
+
+// prepare makes what all pods of the network share. The bridge it returns is zero where there is none.
+func prepare(conf *config, node *link.Handle) (bridge link.Ref, err error) {
+	if !conf.Routed {
+		return link.EnsureBridge(node, link.Bridge{Name: conf.Bridge, MTU: conf.MTU, Addrs: gatewayAddrs(conf.Sets)})
+	}
+	_, err = link.EnsureUnreachable(node, subnets(conf.Sets))
+	return link.Ref{}, err
+}
+
+// hostEnd says how the node's end of the interface is connected.
+func hostEnd(conf *config, bridge link.Ref, v link.Veth, leases []ipam.Lease) link.Veth {
+	if conf.Routed {
+		v.Routed = routed(leases)
+		v.Mark.Addrs = v.Routed.Addrs
+		return v
+	}
+	v.Bridge, v.Mark.Bridge = bridge.Index, bridge.Name
+	return v
+}
+
+// routed is what the node's end of a routed pod has.
+func routed(leases []ipam.Lease) (r link.Routed) {
+	for _, l := range leases {
+		if r.Addrs = append(r.Addrs, l.Addr); !slices.Contains(r.Gateways, l.Gateway) {
+			r.Gateways = append(r.Gateways, l.Gateway)
+		}
+	}
+	return r
+}
+
+// meet sees to it that the first packets between node and pod find their way.
+func meet(back *undo, conf *config, node *link.Handle, bridge, host, inside link.Ref, leases []ipam.Lease) error {
+	via, links := bridge, []link.At{{Handle: node, Ref: host}, {Handle: node, Ref: bridge}}
+	if conf.Routed {
+		via, links = host, links[:1]
+	}
+	for _, l := range leases {
+		back.push(func() error { return link.DeleteNeigh(node, via.Name, l.Addr) })
+		if err := link.SetNeigh(node, via, l.Addr, inside.MAC); err != nil {
+			return err
+		}
+	}
+	if err := link.WaitUp(links...); err != nil {
+		return err
+	}
+	for _, l := range leases { // of the first pod the bridge has just come up with its addresses
+		if err := link.WaitLocal(node, l.Gateway); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // podMAC is the hardware address that the pod gets.
@@ -231,6 +273,17 @@ func gatewayAddrs(sets []ipam.Set) []netip.Prefix {
 			if p := netip.PrefixFrom(r.Gateway, r.Subnet.Bits()); !slices.Contains(list, p) {
 				list = append(list, p)
 			}
+		}
+	}
+	return list
+}
+
+// subnets lists the networks that pods get addresses of.
+func subnets(sets []ipam.Set) []netip.Prefix {
+	var list []netip.Prefix
+	for _, gw := range gatewayAddrs(sets) {
+		if p := gw.Masked(); !slices.Contains(list, p) {
+			list = append(list, p)
 		}
 	}
 	return list

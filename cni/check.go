@@ -38,6 +38,7 @@ func check(args *skel.CmdArgs) error {
 	if !found {
 		return invalid("prevResult.interfaces has no %s with a sandbox: expected the result of ADD", args.IfName)
 	}
+	conf.Routed = wasRouted(conf.Prev, conf.Bridge)
 	pod, err := openPodNS(args)
 	if err != nil {
 		return err
@@ -101,48 +102,50 @@ func checkPod(d *diffs, pod *netns.NS, conf *config, ifname, mac string, leases 
 	return seen.Index, nil
 }
 
-// checkNode compares the host end, the bridge and the host ports.
+// checkNode compares the host end, what it is connected to, and the host ports.
 func checkNode(d *diffs, conf *config, args *skel.CmdArgs, inside int, leases []ipam.Lease) error {
 	h, err := link.OpenAt(-1)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	bridge, err := link.Read(h, conf.Bridge)
-	switch {
-	case link.IsNotFound(err):
-		d.addf("the node has no bridge %s", conf.Bridge)
-	case err != nil:
-		return err
-	default:
-		checkBridge(d, conf, bridge)
-	}
 	if err := checkPorts(d, conf, args, h, leases); err != nil {
 		return err
 	}
 	if err := checkShape(d, conf, args, h); err != nil {
 		return err
 	}
-
 	port, err := link.ReadPort(h, link.HostVethName(args.ContainerID, args.IfName))
 	if link.IsNotFound(err) {
 		d.addf("the node has no link %s", link.HostVethName(args.ContainerID, args.IfName))
+	} else if err != nil {
+		return err
+	} else {
+		if inside != 0 && port.Peer != inside {
+			d.addf("the other end of %s is not %s of the pod", port.Name, args.IfName)
+		}
+		if !port.Up {
+			d.addf("%s is down", port.Name)
+		}
+		checkMTU(d, port.Name, port.MTU, conf.MTU)
+	}
+	if conf.Routed {
+		return checkRouted(d, h, port, leases)
+	}
+	return checkBridge(d, conf, h, port)
+}
+
+// checkRouted compares the node's way to a pod without a bridge.
+func checkRouted(d *diffs, h *link.Handle, port link.Port, leases []ipam.Lease) error {
+	if port.Index == 0 {
 		return nil
 	}
+	have, err := link.ReadRouted(h)
 	if err != nil {
 		return err
 	}
-	if inside != 0 && port.Peer != inside {
-		d.addf("the other end of %s is not %s of the pod", port.Name, args.IfName)
-	}
-	if !port.Up {
-		d.addf("%s is down", port.Name)
-	}
-	checkMTU(d, port.Name, port.MTU, conf.MTU)
-	if port.Bridge == 0 || port.Bridge != bridge.Index {
-		d.addf("%s is not a port of %s", port.Name, conf.Bridge)
-	} else if !port.Hairpin {
-		d.addf("port %s of %s is not in hairpin mode", port.Name, conf.Bridge)
+	for _, found := range have.Missing(link.PodLink{Ref: port.Ref, Master: port.Bridge, Up: true}, routed(leases)) {
+		d.addf("%s: %s", port.Name, found)
 	}
 	return nil
 }
@@ -153,20 +156,36 @@ func checkGuard(d *diffs, conf *config, args *skel.CmdArgs, mac string, leases [
 	if err != nil || !conf.AntiSpoofing {
 		return nil // a result without it says nothing to compare with
 	}
-	missing, err := antispoof.Missing(antispoof.Pod{Owner: ownerOf(args, ""), MAC: hw, Addrs: addrsOf(leases)})
+	missing, err := antispoof.Missing(antispoof.Pod{Owner: ownerOf(args, ""), MAC: hw, Addrs: addrsOf(leases), Routed: conf.Routed})
 	*d = append(*d, missing...)
 	return err
 }
 
-func checkBridge(d *diffs, conf *config, bridge link.Seen) {
-	if !bridge.Up {
-		d.addf("bridge %s is down", conf.Bridge)
-	}
-	for _, p := range gatewayAddrs(conf.Sets) {
-		if !slices.Contains(bridge.Addrs, p) {
-			d.addf("gateway address %s is missing on bridge %s", p, conf.Bridge)
+// checkBridge compares the bridge, and the pod's port of it.
+func checkBridge(d *diffs, conf *config, h *link.Handle, port link.Port) error {
+	bridge, err := link.Read(h, conf.Bridge)
+	if link.IsNotFound(err) {
+		d.addf("the node has no bridge %s", conf.Bridge)
+	} else if err != nil {
+		return err
+	} else {
+		if !bridge.Up {
+			d.addf("bridge %s is down", conf.Bridge)
+		}
+		for _, p := range gatewayAddrs(conf.Sets) {
+			if !slices.Contains(bridge.Addrs, p) {
+				d.addf("gateway address %s is missing on bridge %s", p, conf.Bridge)
+			}
 		}
 	}
+	switch {
+	case port.Index == 0:
+	case port.Bridge == 0 || port.Bridge != bridge.Index:
+		d.addf("%s is not a port of %s", port.Name, conf.Bridge)
+	case !port.Hairpin:
+		d.addf("port %s of %s is not in hairpin mode", port.Name, conf.Bridge)
+	}
+	return nil
 }
 
 func checkMTU(d *diffs, name string, have, want int) {

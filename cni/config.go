@@ -23,7 +23,8 @@ import (
 )
 
 const (
-	defaultBridge = "braid0"
+	defaultBridge          = "braid0"
+	modeBridge, modeRouted = "bridge", "routed"
 	// minMTU6 is the least an interface with IPv6 may have (RFC 8200 §5),
 	// minMTU4 what the kernel takes for IPv4 alone (RFC 791 §3.2).
 	minMTU6, minMTU4, maxMTU = 1280, 68, 65535
@@ -33,6 +34,7 @@ const (
 type config struct {
 	CNIVersion     string
 	Name           string
+	Routed         bool // pods have no bridge, but a route each
 	Bridge         string
 	MTU            int // 0: the kernel's default
 	Sets           []ipam.Set
@@ -58,6 +60,7 @@ type rawConfig struct {
 	CNIVersion string         `json:"cniVersion"`
 	Name       string         `json:"name"`
 	Type       string         `json:"type"`
+	Mode       string         `json:"mode"`
 	Bridge     *string        `json:"bridge"`
 	MTU        int            `json:"mtu"`
 	LogLevel   string         `json:"logLevel"`
@@ -203,6 +206,15 @@ func (raw rawConfig) base(data []byte) (*config, error) {
 		}
 		c.Bridge = *raw.Bridge
 	}
+	switch raw.Mode {
+	case "", modeBridge:
+	case modeRouted:
+		if c.Routed = true; raw.Bridge != nil {
+			return c, invalid("bridge is %q with mode routed, which has none: leave one of the two out", *raw.Bridge)
+		}
+	default:
+		return c, invalid("mode is %q: expected bridge or routed", raw.Mode)
+	}
 	if t := raw.IPAM.Type; t != "" && t != "braid" && t != "host-local" {
 		return c, invalid("ipam.type is %q: expected braid or host-local, or the key left out: addresses come from ipam.ranges", t)
 	}
@@ -224,7 +236,7 @@ func logUnknown(log *slog.Logger, data []byte) {
 			}
 		}
 	}
-	report("", top, "cniVersion", "name", "type", "bridge", "mtu", "logLevel", "dns", "args", "ipam", "prevResult", "capabilities", "readyFile", "policySocket", "policyFirst", "antiSpoofing", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments")
+	report("", top, "cniVersion", "name", "type", "mode", "bridge", "mtu", "logLevel", "dns", "args", "ipam", "prevResult", "capabilities", "readyFile", "policySocket", "policyFirst", "antiSpoofing", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments")
 	report("ipam.", below, "type", "dataDir", "ranges", "routes", "subnet", "rangeStart", "rangeEnd", "gateway")
 }
 

@@ -63,8 +63,13 @@ func hostPorts(conf *config, node *link.Handle) *hostport.Store {
 	return &hostport.Store{Log: conf.Log, Alive: func(name string) (bool, error) { return link.HasLink(node, name) }}
 }
 
-// routeLocalnet is the parameter of the bridge that lets loopback addresses through.
-func routeLocalnet(bridge string) string { return "net/ipv4/conf/" + bridge + "/route_localnet" }
+// routeLocalnet is the parameter that lets loopback addresses through on the device that leads to the pod.
+func routeLocalnet(conf *config, host string) string {
+	if conf.Routed {
+		return "net/ipv4/conf/" + host + "/route_localnet"
+	}
+	return "net/ipv4/conf/" + conf.Bridge + "/route_localnet"
+}
 
 // openPorts lets the pod be reached by its host ports.
 func openPorts(back *undo, conf *config, node *link.Handle, owner tables.Owner, leases []ipam.Lease) error {
@@ -83,13 +88,13 @@ func openPorts(back *undo, conf *config, node *link.Handle, owner tables.Owner, 
 	}
 	// Not before the rules that keep others from sending to loopback addresses are in place.
 	if needsLocalnet(conf) {
-		_, err = sysctl.Set(routeLocalnet(conf.Bridge), "1")
+		_, err = sysctl.Set(routeLocalnet(conf, owner.Link), "1")
 	}
 	return err
 }
 
 // needsLocalnet tells whether a loopback address of the node leads to the pod, of which the kernel takes
-// replies from the bridge only when told to.
+// replies from that device only when told to.
 func needsLocalnet(conf *config) bool {
 	return hasFamily(conf.Sets, netip.IPv4Unspecified()) && slices.ContainsFunc(conf.Ports, hostport.Mapping.Loopback)
 }
@@ -103,8 +108,9 @@ func checkPorts(d *diffs, conf *config, args *skel.CmdArgs, node *link.Handle, l
 	if err != nil || !needsLocalnet(conf) {
 		return err
 	}
-	if value, err := sysctl.Get(routeLocalnet(conf.Bridge)); err != nil || value != "1" {
-		d.addf("sysctl %s is %q, expected 1 (%v)", routeLocalnet(conf.Bridge), value, err)
+	key := routeLocalnet(conf, ownerOf(args, "").Link)
+	if value, err := sysctl.Get(key); err != nil || value == "0" {
+		d.addf("sysctl %s is %q, expected 1 (%v)", key, value, err)
 	}
 	return nil
 }

@@ -148,7 +148,9 @@ func refused(t *testing.T, from *nstest.NS, network, to string) {
 func join(host string, port int) string { return net.JoinHostPort(host, fmt.Sprint(port)) }
 
 // TestHostPortIsReached asks from everywhere, with and without bridged packets passing iptables and nftables.
-func TestHostPortIsReached(t *testing.T) {
+func TestHostPortIsReached(t *testing.T) { inBothModes(t, testHostPortIsReached) }
+
+func testHostPortIsReached(t *testing.T) {
 	for _, call := range []string{"0", "1"} {
 		t.Run("br_netfilter="+call, func(t *testing.T) {
 			h := newPortHost(t)
@@ -282,7 +284,9 @@ func TestUDPClientFollowsTheHostPort(t *testing.T) {
 
 // TestLoopbackStaysClosed: so that pods are reached at 127.0.0.1, the kernel routes loopback addresses from the
 // bridge; nobody may use that to reach what listens on them (CVE-2020-8558), nor pose as the node.
-func TestLoopbackStaysClosed(t *testing.T) {
+func TestLoopbackStaysClosed(t *testing.T) { inBothModes(t, testLoopbackStaysClosed) }
+
+func testLoopbackStaysClosed(t *testing.T) {
 	h := newPortHost(t)
 	p := h.run("pod", "8000:8080/tcp")
 	var loopback, open net.PacketConn

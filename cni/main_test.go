@@ -57,7 +57,25 @@ func newHost(t testing.TB) *host {
 	if err := json.Unmarshal([]byte(conf), &h.conf); err != nil {
 		t.Fatal(err)
 	}
+	if podMode == modeRouted {
+		h.conf["mode"] = modeRouted
+		delete(h.conf, "bridge")
+	}
 	return h
+}
+
+// podMode is the mode that newHost configures.
+var podMode = modeBridge
+
+// inBothModes runs a test with a bridge, and with routed pods.
+func inBothModes(t *testing.T, test func(t *testing.T)) {
+	for _, mode := range []string{modeBridge, modeRouted} {
+		t.Run(mode, func(t *testing.T) {
+			podMode = mode
+			defer func() { podMode = modeBridge }()
+			test(t)
+		})
+	}
 }
 
 // with is the configuration with some keys changed; nil removes one.
@@ -169,7 +187,7 @@ func (h *host) clean(when string) {
 	if out := h.Exec(h.t, "ip", "-o", "link"); strings.Contains(out, ": brd") || strings.Contains(out, ": bwp") {
 		h.t.Errorf("%s: links left:\n%s", when, out)
 	}
-	if out, err := h.Output("nft", "list", "table", "bridge", "braid-antispoof"); err == nil && strings.Contains(out, "comment \"brd") {
+	if out, err := h.Output("nft", "list", "ruleset"); err == nil && strings.Contains(out, "comment \"brd") {
 		h.t.Errorf("%s: a pod is still guarded:\n%s", when, out)
 	}
 	if _, err := h.Output("ip", "link", "show", "braid0"); err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/braidnet/braid/cni/ipam"
 	"github.com/braidnet/braid/internal/kernel/link"
@@ -11,18 +12,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// result adds what ADD made to the result of the plugins before it.
-func result(conf *config, sandbox string, bridge, host, inside link.Ref, leases []ipam.Lease) *types100.Result {
+// result adds what ADD made to the result of the plugins before it. Of the links the last is the pod's, the one before
+// it is its other end, and one without a name is none.
+func result(conf *config, sandbox string, links []link.Ref, leases []ipam.Lease) *types100.Result {
 	r := conf.Prev
 	if r == nil {
 		r = &types100.Result{}
 	}
 	r.CNIVersion = types100.ImplementedSpecVersion
-	pod := len(r.Interfaces) + 2
-	r.Interfaces = append(r.Interfaces,
-		&types100.Interface{Name: bridge.Name, Mac: bridge.MAC.String()},
-		&types100.Interface{Name: host.Name, Mac: host.MAC.String()},
-		&types100.Interface{Name: inside.Name, Mac: inside.MAC.String(), Sandbox: sandbox})
+	for _, l := range links {
+		if l.Name != "" {
+			r.Interfaces = append(r.Interfaces, &types100.Interface{Name: l.Name, Mac: l.MAC.String()})
+		}
+	}
+	pod := len(r.Interfaces) - 1
+	r.Interfaces[pod].Sandbox = sandbox
 	for _, l := range leases {
 		r.IPs = append(r.IPs, &types100.IPConfig{
 			Interface: types100.Int(pod),
@@ -45,6 +49,11 @@ func result(conf *config, sandbox string, bridge, host, inside link.Ref, leases 
 		r.DNS = conf.DNS
 	}
 	return r
+}
+
+// wasRouted tells whether the pod of a result has no bridge: what connects it may have been configured otherwise since.
+func wasRouted(r *types100.Result, bridge string) bool {
+	return !slices.ContainsFunc(r.Interfaces, func(i *types100.Interface) bool { return i.Name == bridge && i.Sandbox == "" })
 }
 
 // attachment picks out of a result what is on one interface of the pod: its

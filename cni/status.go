@@ -42,8 +42,10 @@ func status(args *skel.CmdArgs) error {
 		return types.NewError(errNotAvailable, "the kernel cannot be asked", err.Error())
 	}
 	defer node.Close()
-	if err := link.CheckBridge(node, conf.Bridge); err != nil {
-		return types.NewError(errNotAvailable, "pods cannot be connected", err.Error())
+	if !conf.Routed {
+		if err := link.CheckBridge(node, conf.Bridge); err != nil {
+			return types.NewError(errNotAvailable, "pods cannot be connected", err.Error())
+		}
 	}
 	for _, set := range conf.Sets {
 		name := sysctl.Forwarding(set[0].Gateway.Is4())

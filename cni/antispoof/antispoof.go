@@ -3,7 +3,8 @@
 //
 // It does so where the bridge takes a packet in, before it learns anything from it: nftables table
 // `bridge braid-antispoof`, whose chains never change and whose sets have the addresses of each pod.
-// Only links in the set of guarded links are looked at, so pods that were there before are let be.
+// Only links in the set of guarded links are looked at, so pods that were there before are let be. Pods without
+// a bridge have tables of their own, see RoutedTables.
 package antispoof
 
 import (
@@ -11,9 +12,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 
 	"github.com/braidnet/braid/cni/tables"
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/kernel/nft"
+	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
@@ -34,6 +38,7 @@ var Tables = tables.Group{table()}
 const (
 	icmpRedirect       = 5   // RFC 792
 	routerAdvert       = 134 // RFC 4861 §4.2
+	neighborSolicit    = 135 // §4.3
 	neighborAdvert     = 136 // §4.4
 	redirect6          = 137 // §4.5
 	hookPrerouting     = 0   // NF_BR_PRE_ROUTING
@@ -93,6 +98,19 @@ type Pod struct {
 	Owner tables.Owner
 	MAC   net.HardwareAddr // of the pod's end, six bytes
 	Addrs []netip.Addr
+	// Routed pods have no bridge.
+	Routed bool
+}
+
+// group is the tables that guard the pod.
+func (p Pod) group() tables.Group {
+	if !p.Routed {
+		return Tables
+	}
+	if _, err := sysctl.Get(sysctl.Forwarding(false)); errors.Is(err, os.ErrNotExist) {
+		return RoutedTables[:1] // a kernel without IPv6 has no table for it
+	}
+	return RoutedTables
 }
 
 // elements lists the pod's elements. Besides its addresses it has the link-local one that follows from the
@@ -103,6 +121,9 @@ func (p Pod) elements() (out []desired.NFTElement) {
 		out = append(out, desired.NFTElement{Set: set, Key: link + key, Comment: p.Owner.Comment()})
 	}
 	add(setLinks, "")
+	if p.Routed {
+		return out
+	}
 	mac := string(p.MAC) + "\x00\x00"
 	six := false
 	for _, a := range p.Addrs {
@@ -130,25 +151,32 @@ var ErrNone = errors.New("the kernel has no nftables for bridges (module nft_met
 
 // Guard lets the pod's interface send from its addresses only.
 func Guard(p Pod) error {
-	want := p.elements()
+	want, group := p.elements(), p.group()
 	conn, err := tables.Open()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	// Names of links are in the keys, so pods cannot get in each other's way, and need not wait for each other.
-	t := &Tables[0]
-	if comment, err := conn.Comment(t.Family, t.Name); err == nil && comment == t.Comment {
-		if err := conn.Apply((tables.Contents{t.Family: {}}).Change(t, want, false)); err == nil {
-			return nil
-		}
+	whole, quick := true, []desired.NFTOp(nil)
+	for i := range group {
+		t := &group[i]
+		comment, err := conn.Comment(t.Family, t.Name)
+		whole = whole && err == nil && comment == t.Comment
+		quick = append(quick, tables.Contents{t.Family: {}}.Change(t, want, false)...)
 	}
-	err = Tables.Edit(func(have tables.Contents) ([]desired.NFTOp, error) {
-		var others []desired.NFTElement
-		if c := have[t.Family]; c != nil {
-			_, others = tables.Of(p.Owner.Link, c.Elements)
+	if whole && conn.Apply(quick) == nil {
+		return nil
+	}
+	err = group.Edit(func(have tables.Contents) (ops []desired.NFTOp, err error) {
+		for i := range group {
+			var others []desired.NFTElement
+			if c := have[group[i].Family]; c != nil {
+				_, others = tables.Of(p.Owner.Link, c.Elements)
+			}
+			ops = append(ops, have.Change(&group[i], append(others, want...), true)...)
 		}
-		return have.Change(t, append(others, want...), true), nil
+		return ops, nil
 	})
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.ENOENT) || errors.Is(err, tables.ErrNone) {
 		return fmt.Errorf("%w: %w", ErrNone, err)
@@ -167,13 +195,28 @@ func Remove(link string) (removed int, err error) {
 		return 0, err
 	}
 	defer conn.Close()
-	t := &Tables[0]
+	for _, g := range []tables.Group{Tables, RoutedTables} {
+		for i := range g {
+			n, err := remove(conn, &g[i], link)
+			removed += n
+			if err != nil {
+				return removed, err
+			}
+		}
+	}
+	return removed, nil
+}
+
+func remove(conn *nft.Conn, t *desired.NFTTable, link string) (removed int, err error) {
 	for {
-		have, err := Tables.Read(conn)
+		have, err := tables.Group{*t}.Read(conn)
 		if err != nil || have[t.Family] == nil {
 			return 0, err
 		}
 		its, others := tables.Of(link, have[t.Family].Elements)
+		if len(its) == 0 {
+			return 0, nil
+		}
 		err = conn.Apply(have.Change(t, others, false))
 		if !errors.Is(err, unix.ENOENT) { // else somebody else removed them meanwhile
 			return len(its), err
@@ -188,17 +231,21 @@ func Missing(p Pod) (missing []string, err error) {
 		return nil, err
 	}
 	defer conn.Close()
-	have, err := Tables.Read(conn)
+	group := p.group()
+	have, err := group.Read(conn)
 	if err != nil {
 		return nil, err
 	}
-	t := &Tables[0]
-	if text := tables.Damage(t, have[t.Family]); text != "" {
-		return []string{fmt.Sprintf("nftables table %s %s: %s", t.Family, t.Name, text)}, nil
-	}
-	for _, e := range p.elements() {
-		if !have.Holds(t.Family, e) {
-			missing = append(missing, fmt.Sprintf("set %s of nftables table %s %s lacks what %s may send from", e.Set, t.Family, t.Name, p.Owner.Link))
+	for i := range group {
+		t := &group[i]
+		if text := tables.Damage(t, have[t.Family]); text != "" {
+			missing = append(missing, fmt.Sprintf("nftables table %s %s: %s", t.Family, t.Name, text))
+			continue
+		}
+		for _, e := range p.elements() {
+			if !have.Holds(t.Family, e) {
+				missing = append(missing, fmt.Sprintf("set %s of nftables table %s %s lacks what %s may send from", e.Set, t.Family, t.Name, p.Owner.Link))
+			}
 		}
 	}
 	return missing, nil

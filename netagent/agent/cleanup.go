@@ -8,10 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-
-	"github.com/braidnet/braid/cni/antispoof"
-	"github.com/braidnet/braid/cni/hostport"
-	"github.com/braidnet/braid/cni/tables"
 )
 
 // Cleanup removes everything that agent and CNI plugin ever made on this node, and nothing else. It
@@ -50,7 +46,7 @@ func Cleanup(ctx context.Context, c Config) (removed []string, err error) {
 	links, err := cleanupLinks(c)
 	removed, errs = append(removed, links...), append(errs, err)
 	if err == nil { // as long as the pods' bridge is there, these tables guard the node
-		for _, g := range []tables.Group{hostport.Tables, antispoof.Tables} {
+		for _, g := range podTables {
 			gone, err := g.Destroy()
 			removed, errs = append(removed, gone...), append(errs, err)
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/internal/reconcile"
 	"github.com/braidnet/braid/netagent/install"
@@ -36,7 +37,8 @@ type cniPlugin struct {
 	ReadyFile    string          `json:"readyFile"`
 	PolicySocket string          `json:"policySocket,omitempty"` // of the agent, while it enforces policy
 	PolicyFirst  bool            `json:"policyFirst,omitempty"`
-	Bridge       string          `json:"bridge"`
+	Mode         string          `json:"mode,omitempty"`
+	Bridge       string          `json:"bridge,omitempty"`
 	MTU          int             `json:"mtu,omitempty"`
 	IPAM         cniIPAM         `json:"ipam"`
 }
@@ -102,7 +104,10 @@ func (a *Agent) podMTU() int {
 
 func (a *Agent) conflist(node *model.Node) cniConflist {
 	p := cniPlugin{Type: "braid", Capabilities: map[string]bool{"portMappings": true, "bandwidth": true},
-		ReadyFile: filepath.Join(a.cfg.RunDir, readyFile), Bridge: "braid0", IPAM: cniIPAM{DataDir: filepath.Join(a.cfg.StateDir, "networks")}}
+		ReadyFile: filepath.Join(a.cfg.RunDir, readyFile), Bridge: link.PodBridge, IPAM: cniIPAM{DataDir: filepath.Join(a.cfg.StateDir, "networks")}}
+	if a.cfg.PodMode == "routed" {
+		p.Mode, p.Bridge = a.cfg.PodMode, ""
+	}
 	p.MTU = a.podMTU()
 	if a.policies != nil {
 		p.PolicySocket, p.PolicyFirst = a.cfg.Socket(), a.cfg.PolicyFirst

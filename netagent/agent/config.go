@@ -23,6 +23,7 @@ var (
 	Overlays      = []string{"vxlan", "host-gw", "udp", "ipip", "wireguard", "none"}
 	Policies      = []string{"off", "enforce"}
 	PolicyDenials = []string{"reject", "drop"}
+	PodModes      = []string{"bridge", "routed"}
 )
 
 // Config is what `netagent run` is told. Zero values are not defaults: use DefaultConfig.
@@ -47,6 +48,7 @@ type Config struct {
 
 	Interface     InterfaceConfig
 	MTU           int           // of pods, bytes; 0 = found
+	PodMode       string        // one of PodModes: how new pods are connected to the node
 	WireGuardPort int           // UDP port of overlay wireguard
 	KeyAge        time.Duration // after which a WireGuard key is replaced; 0 = never
 	ServiceMode   string        // one of ServiceModes
@@ -87,7 +89,7 @@ func DefaultConfig() Config {
 	return Config{
 		Node: strings.ToLower(host), RunDir: run, StateDir: "/var/lib/braid", CNIConfDir: "/etc/cni/net.d",
 		Overlay: "vxlan", VNI: 1, Port: 8472, UDPPort: udp.Port, WireGuardPort: wireguard.Port, NodeMask4: 24, NodeMask6: 64,
-		ServiceMode: "auto", IPMasq: "auto", Policy: "off", PolicyDeny: "reject", PolicyLog: true, HTTP: "127.0.0.1:10249",
+		PodMode: "bridge", ServiceMode: "auto", IPMasq: "auto", Policy: "off", PolicyDeny: "reject", PolicyLog: true, HTTP: "127.0.0.1:10249",
 		Conntrack: defaultConntrack, Version: "devel", Log: slog.Default(),
 	}
 }
@@ -103,6 +105,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("overlay: unknown backend %q: use one of %s", c.Overlay, strings.Join(Overlays, ", "))
 	case !slices.Contains(Policies, c.Policy):
 		return fmt.Errorf("policy: unknown value %q: use one of %s", c.Policy, strings.Join(Policies, ", "))
+	case !slices.Contains(PodModes, c.PodMode):
+		return fmt.Errorf("pod-mode: unknown mode %q: use one of %s", c.PodMode, strings.Join(PodModes, ", "))
 	case !slices.Contains(PolicyDenials, c.PolicyDeny):
 		return fmt.Errorf("policy-deny: unknown value %q: use one of %s", c.PolicyDeny, strings.Join(PolicyDenials, ", "))
 	case !slices.Contains(ServiceModes, c.ServiceMode):

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,7 +23,7 @@ const podLinksAudit = 30 * time.Second
 
 // podLinks keeps the pods of the node connected when somebody takes away or changes what the CNI plugin made: the
 // bridge with its address and settings, and the host ends of pods' interfaces. Which pods there are, and how each is
-// connected, the links themselves say (link.Mark). It makes nothing for a node without pods.
+// connected, the links themselves say (link.Mark). It makes no bridge on a node without pods on one.
 type podLinks struct {
 	log  *slog.Logger
 	ns   *netns.NS
@@ -85,29 +86,89 @@ func (p *podLinks) step(context.Context) (reconcile.Outcome, error) {
 		return reconcile.Outcome{}, fmt.Errorf("links of pods: %w", err)
 	}
 	var out reconcile.Outcome
-	var ports []link.PodLink
+	var ports, routed []link.PodLink
 	for _, pod := range pods {
-		if pod.Bridge == link.PodBridge {
+		switch pod.Bridge {
+		case link.PodBridge:
 			ports = append(ports, pod)
+		case "":
+			routed = append(routed, pod)
 		}
 	}
 	var errs []error
 	bridge := link.Ref{}
+	note := func(changes []string, err error) {
+		out.Changes, errs = append(out.Changes, changes...), append(errs, err)
+	}
 	if len(ports) > 0 {
 		var changes []string
 		bridge, changes, err = p.repairBridge(spec)
-		out.Changes, errs = append(out.Changes, changes...), append(errs, err)
-		if err == nil {
-			changes, err = p.repairPorts(bridge, ports)
-			out.Changes, errs = append(out.Changes, changes...), append(errs, err)
+		if note(changes, err); err == nil {
+			note(p.repairPorts(bridge, ports))
 		}
 	}
+	note(p.repairRouted(spec, routed))
 	p.remember(newPodLinksView(spec, bridge, pods))
 	for _, c := range out.Changes {
 		p.log.Warn(c)
 	}
-	out.Summary = fmt.Sprintf("%d pods on bridge %s", len(ports), link.PodBridge)
+	out.Summary = fmt.Sprintf("%d pods on bridge %s, %d routed", len(ports), link.PodBridge, len(routed))
 	return out, errors.Join(errs...)
+}
+
+// repairRouted keeps the ways to pods that have no bridge, and the route that refuses what is for nobody: without a
+// bridge, or before there is one, it would leave the node by the default route.
+func (p *podLinks) repairRouted(spec podNetworkSpec, pods []link.PodLink) (changes []string, err error) {
+	h := p.read.Handle()
+	have, err := link.ReadRouted(h)
+	if err != nil {
+		return nil, err
+	}
+	added, err := link.EnsureUnreachable(h, missing(spec.CIDRs, have.Unreachable))
+	for _, n := range added {
+		changes = append(changes, fmt.Sprintf("made %s unreachable where no pod has the address", n))
+	}
+	errs := []error{err}
+	owner := map[netip.Addr]int{}
+	for _, pod := range pods { // by index: of two that claim an address the newer has it
+		for _, a := range pod.Addrs {
+			owner[a] = pod.Index
+		}
+	}
+	for _, pod := range pods {
+		done, err := have.Repair(h, pod, spec.routed(pod, owner))
+		changes, errs = append(changes, done...), append(errs, err)
+	}
+	// Of another network of the plugin is what pods are in.
+	removed, err := have.RemoveUnreachable(h, func(n netip.Prefix) bool {
+		return slices.Contains(spec.CIDRs, n) || slices.ContainsFunc(pods, func(p link.PodLink) bool { return slices.ContainsFunc(p.Addrs, n.Contains) })
+	})
+	for _, r := range removed {
+		changes = append(changes, "removed "+r)
+	}
+	return changes, errors.Join(append(errs, err)...)
+}
+
+// routed is what a pod's link has to have. Addresses out of the node's pod CIDRs have gateways that only their
+// configuration knows.
+func (s podNetworkSpec) routed(pod link.PodLink, owner map[netip.Addr]int) (r link.Routed) {
+	for _, a := range pod.Addrs {
+		if owner[a] != pod.Index {
+			continue
+		}
+		r.Addrs = append(r.Addrs, a)
+		for _, c := range s.CIDRs {
+			if gw := gateway(c).Addr(); c.Contains(a) && !slices.Contains(r.Gateways, gw) {
+				r.Gateways = append(r.Gateways, gw)
+			}
+		}
+	}
+	return r
+}
+
+// missing lists what have lacks of want.
+func missing(want, have []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(want), func(p netip.Prefix) bool { return slices.Contains(have, p) })
 }
 
 // repairBridge makes the bridge what the plugin would make it. A bridge that is made anew has the hardware address of

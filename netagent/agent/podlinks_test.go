@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -24,6 +25,8 @@ type linkNode struct {
 	links *podLinks
 	loop  *reconcile.Loop
 	pods  []*nstest.NS
+
+	routed bool // how pods are made
 }
 
 func newLinkNode(t *testing.T) *linkNode {
@@ -79,11 +82,24 @@ func (n *linkNode) pod() {
 		for _, c := range n.spec.CIDRs {
 			gateways = append(gateways, gateway(c))
 		}
+		v := link.Veth{Host: n.host(i), Pod: "eth0", PodMAC: link.PodMAC(n.host(i), "eth0"), PodNS: ns.Fd(), MTU: n.spec.MTU,
+			Mark: link.Mark{Pod: fmt.Sprintf("default/pod%d", i)}}
+		if n.routed {
+			for _, gw := range gateways {
+				v.Routed.Gateways = append(v.Routed.Gateways, gw.Addr())
+			}
+			for _, a := range n.addrs(i) {
+				v.Routed.Addrs = append(v.Routed.Addrs, netip.MustParseAddr(a))
+			}
+			v.Mark.Addrs = v.Routed.Addrs
+			_, err = link.AddVeth(h, v)
+			return err
+		}
 		if bridge, err = link.EnsureBridge(h, link.Bridge{Name: link.PodBridge, MTU: n.spec.MTU, Addrs: gateways}); err != nil {
 			return err
 		}
-		_, err = link.AddVeth(h, link.Veth{Host: n.host(i), Pod: "eth0", PodMAC: link.PodMAC(n.host(i), "eth0"), PodNS: ns.Fd(), Bridge: bridge.Index,
-			MTU: n.spec.MTU, Mark: link.Mark{Pod: fmt.Sprintf("default/pod%d", i), Bridge: bridge.Name}})
+		v.Bridge, v.Mark.Bridge = bridge.Index, bridge.Name
+		_, err = link.AddVeth(h, v)
 		return err
 	})
 	ns.Run(n.t, func() error {
@@ -206,6 +222,12 @@ func TestPodLinksAreRepaired(t *testing.T) {
 			return n.works(state)
 		})
 	}
+	n.leavesOthers(t)
+}
+
+// leavesOthers tells of links that are none of the node's business.
+func (n *linkNode) leavesOthers(t *testing.T) {
+	t.Helper()
 	settled := n.loop.Status().Steps
 	n.Exec(t, "ip", "link", "add", "eth9", "type", "bridge")
 	n.Exec(t, "ip", "link", "set", "eth9", "up")
@@ -214,11 +236,62 @@ func TestPodLinksAreRepaired(t *testing.T) {
 	}
 }
 
+// TestRoutedPodLinksAreRepaired: the same for pods without a bridge.
+func TestRoutedPodLinksAreRepaired(t *testing.T) {
+	n := newLinkNode(t)
+	n.routed = true
+	n.Exec(t, "ip", "link", "add", "br0", "address", "02:00:00:00:00:99", "type", "bridge")
+	n.watch()
+	n.pod()
+	n.pod()
+	nstest.Wait(t, "pods", func() error {
+		if _, err := n.step(t.Context()); err != nil {
+			return err
+		}
+		return n.works(n.state())
+	})
+	state := n.state()
+	if strings.Contains(state, "braid0") || strings.Count(state, "unreachable") != 2 || strings.Count(state, "10.244.1.1/32") != 2 {
+		t.Fatalf("state:\n%s", state)
+	}
+	for _, damage := range []string{
+		"ip route del 10.244.1.2 dev " + n.host(0),
+		"ip -6 route del fd00:10:244:1::3 dev " + n.host(1),
+		"ip route replace 10.244.1.2 dev " + n.host(1),
+		"ip route replace blackhole 10.244.1.2",
+		"ip route flush proto 66",
+		"ip -6 route flush proto 66",
+		"ip route del unreachable 10.244.1.0/24 metric 1048576",
+		"ip addr del 10.244.1.1/32 dev " + n.host(0),
+		"ip addr flush dev " + n.host(1) + " scope global",
+		"ip link set " + n.host(1) + " down",
+		"ip link set " + n.host(0) + " master br0",
+	} {
+		words := strings.Fields(damage)
+		n.Exec(t, words[0], words[1:]...)
+		nstest.Wait(t, "repair after "+damage, func() error { return n.works(state) })
+	}
+	n.leavesOthers(t)
+
+	// Without any pod, what is for nobody is refused all the same; and no more, when the node's pod CIDRs are others.
+	for i := range n.pods {
+		n.Exec(t, "ip", "link", "del", n.host(i))
+	}
+	n.spec.CIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.9.0/24")}
+	n.loop.Kick()
+	nstest.Wait(t, "other pod CIDRs", func() error {
+		if got := n.Exec(t, "ip", "route", "show", "proto", "66") + n.Exec(t, "ip", "-6", "route", "show", "proto", "66"); got != "unreachable 10.244.9.0/24 metric 1048576 \n" {
+			return errors.New(got)
+		}
+		return nil
+	})
+}
+
 // TestPodLinksOfOthers: what is not marked as ours to repair stays as it is.
 func TestPodLinksOfOthers(t *testing.T) {
 	n := newLinkNode(t)
 	out, err := n.step(t.Context())
-	if err != nil || len(out.Changes) > 0 || strings.Contains(n.state(), "braid0") {
+	if err != nil || len(out.Changes) != 2 || strings.Contains(n.state(), "braid0") {
 		t.Errorf("on a node without pods: %v, %v\n%s", out, err, n.state())
 	}
 	n.Exec(t, "ip", "link", "add", "cni0", "type", "bridge")

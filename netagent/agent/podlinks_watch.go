@@ -21,12 +21,16 @@ type podLinksView struct {
 	spec   podNetworkSpec
 	bridge link.Ref // zero: no pod is on it
 	pods   map[int]link.PodLink
+	addrs  map[netip.Addr]int // of routed pods: the link
 }
 
 func newPodLinksView(spec podNetworkSpec, bridge link.Ref, pods []link.PodLink) podLinksView {
-	v := podLinksView{spec: spec, bridge: bridge, pods: make(map[int]link.PodLink, len(pods))}
+	v := podLinksView{spec: spec, bridge: bridge, pods: make(map[int]link.PodLink, len(pods)), addrs: map[netip.Addr]int{}}
 	for _, p := range pods {
 		v.pods[p.Index] = p
+		for _, a := range p.Addrs {
+			v.addrs[a] = p.Index
+		}
 	}
 	return v
 }
@@ -114,19 +118,25 @@ func (p *podLinks) hitLink(u netlink.LinkUpdate) bool {
 	_, known := p.view.pods[pod.Index]
 	if p.view.pods != nil && !known {
 		p.view.pods[pod.Index] = pod
+		for _, a := range pod.Addrs {
+			p.view.addrs[a] = pod.Index
+		}
+	}
+	if pod.Bridge == "" {
+		return !pod.Up || pod.Master != 0
 	}
 	if pod.Bridge != link.PodBridge {
-		return !pod.Up
+		return false
 	}
 	// The first pod has made the bridge, which no step has seen yet.
 	return !pod.Up || p.view.bridge.Index == 0 || pod.Master != p.view.bridge.Index
 }
 
-// hitAddr: a gateway's address has gone.
+// hitAddr: a gateway's address has gone, from the bridge or a routed pod's link.
 func (p *podLinks) hitAddr(u netlink.AddrUpdate) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if u.NewAddr || u.LinkIndex != p.view.bridge.Index {
+	if pod, ok := p.view.pods[u.LinkIndex]; u.NewAddr || u.LinkIndex != p.view.bridge.Index && (!ok || pod.Bridge != "") {
 		return false
 	}
 	return p.view.isGateway(link.Netip(&u.LinkAddress).Addr())
@@ -136,12 +146,17 @@ func (v podLinksView) isGateway(a netip.Addr) bool {
 	return slices.ContainsFunc(v.spec.CIDRs, func(c netip.Prefix) bool { return gateway(c).Addr() == a })
 }
 
-// hitRoute: the way to the pods has gone.
+// hitRoute: the way to the pods, or to a routed one, has gone or leads elsewhere.
 func (p *podLinks) hitRoute(u netlink.RouteUpdate) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if u.Type != unix.RTM_DELROUTE || u.Table != unix.RT_TABLE_MAIN || u.LinkIndex != p.view.bridge.Index {
+	if u.Table != unix.RT_TABLE_MAIN || u.Flags&unix.RTM_F_CLONED != 0 {
 		return false
 	}
-	return slices.Contains(p.view.spec.CIDRs, link.Netip(u.Dst))
+	dst, gone := link.Netip(u.Dst), u.Type == unix.RTM_DELROUTE
+	if !dst.IsValid() || !dst.IsSingleIP() {
+		return gone && slices.Contains(p.view.spec.CIDRs, dst) && (u.LinkIndex == p.view.bridge.Index || u.Route.Type == unix.RTN_UNREACHABLE)
+	}
+	on, wanted := p.view.addrs[dst.Addr()]
+	return wanted && gone == (on == u.LinkIndex)
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -42,7 +43,7 @@ type tableKey struct {
 	name   string
 }
 
-var podTables = []tables.Group{hostport.Tables, antispoof.Tables}
+var podTables = []tables.Group{hostport.Tables, antispoof.Tables, antispoof.RoutedTables}
 
 func newPodRules(log *slog.Logger) (*podRules, error) {
 	h, err := link.OpenAt(-1)
@@ -149,10 +150,21 @@ func (p *podRules) restore(g tables.Group) (changes []string, err error) {
 	return changes, err
 }
 
-// open tells whether loopback addresses are routed from the pods' bridge, which needs the guard in the table.
+// open tells whether loopback addresses are routed from the pods' bridge or a routed pod's link, which needs the guard
+// in the table.
 func (p *podRules) open(t *desired.NFTTable) bool {
-	value, err := sysctl.Get("net/ipv4/conf/" + link.PodBridge + "/route_localnet")
-	return t.Family == desired.NFTIPv4 && t.Name == hostport.TableName && err == nil && value == "1"
+	if t.Family != desired.NFTIPv4 || t.Name != hostport.TableName {
+		return false
+	}
+	const folder = "net/ipv4/conf"
+	names, err := sysctl.List(folder)
+	return err == nil && slices.ContainsFunc(names, func(name string) bool {
+		if name != link.PodBridge && !strings.HasPrefix(name, link.VethPrefix) {
+			return false
+		}
+		value, err := sysctl.Get(folder + "/" + name + "/route_localnet")
+		return err == nil && value == "1"
+	})
 }
 
 // living is what was seen and what is there still, without what belongs to links that are gone.

@@ -2,6 +2,7 @@ package link
 
 import (
 	"fmt"
+	"net/netip"
 	"regexp"
 
 	"github.com/vishvananda/netlink"
@@ -16,8 +17,8 @@ var hostVeth = regexp.MustCompile(`^brd[0-9a-f]{11}$`)
 // ifb is what IfbName returns.
 var ifb = regexp.MustCompile(`^bwp[0-9a-f]{11}$`)
 
-// RemovePodLinks removes the pod bridge and the host ends of pods' interfaces, with which the pods'
-// ends go. A link of such a name that is no bridge, or no veth, is not ours and stays. It returns
+// RemovePodLinks removes the pod bridge, the host ends of pods' interfaces, with which the pods'
+// ends go, and the routes of last resort of pod CIDRs. A link of such a name that is no bridge, or no veth, is not ours and stays. It returns
 // what was removed, also with an error.
 func RemovePodLinks(h *netlink.Handle) (removed []string, err error) {
 	links, err := Dump(h.LinkList)
@@ -34,5 +35,10 @@ func RemovePodLinks(h *netlink.Handle) (removed []string, err error) {
 		}
 		removed = append(removed, kind+" "+name)
 	}
-	return removed, nil
+	n, err := ReadRouted(h)
+	if err != nil {
+		return removed, err
+	}
+	routes, err := n.RemoveUnreachable(h, func(netip.Prefix) bool { return false })
+	return append(removed, routes...), err
 }

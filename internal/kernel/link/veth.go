@@ -36,6 +36,15 @@ func PodMAC(containerID, ifname string) net.HardwareAddr {
 	return mac
 }
 
+// hostMAC is the hardware address of a host end, from its name. One that is given is left alone by programs of the
+// machine that replace random ones, at a time when the pod may remember it already.
+func hostMAC(host string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte(host))
+	mac := net.HardwareAddr(sum[:6])
+	mac[0] = mac[0]&^1 | 2
+	return mac
+}
+
 // Handle is a netlink socket in one namespace.
 type Handle = netlink.Handle
 
@@ -53,22 +62,24 @@ func OpenAt(fd int) (*netlink.Handle, error) {
 	return h, nil
 }
 
-// Veth describes a pair of interfaces between a bridge and a pod.
+// Veth describes a pair of interfaces between the node and a pod.
 type Veth struct {
-	Host   string // name of the end on the bridge
+	Host   string // name of the node's end
 	Pod    string // name of the end in the pod
 	PodMAC net.HardwareAddr
-	PodNS  int  // descriptor of the pod's namespace
-	Bridge int  // index of the bridge
-	MTU    int  // of both ends, bytes; 0 leaves it to the kernel
-	Mark   Mark // shown by `ip link` at the host end
+	PodNS  int    // descriptor of the pod's namespace
+	Bridge int    // index of the bridge; 0: none, the pod is routed
+	Routed Routed // how, then
+	MTU    int    // of both ends, bytes; 0 leaves it to the kernel
+	Mark   Mark   // shown by `ip link` at the host end
 }
 
 // AddVeth makes the pair with the pod's end directly in the pod's namespace,
-// where it is still down, and the host end a hairpin port of the bridge, up. On an error nothing is left.
+// where it is still down, and the host end connected, up. The calling thread and h must be in the same namespace. On an
+// error nothing is left.
 func AddVeth(h *netlink.Handle, v Veth) (host Ref, err error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex = v.Host, v.MTU, v.Bridge
+	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.HardwareAddr = v.Host, v.MTU, v.Bridge, hostMAC(v.Host)
 	add := &netlink.Veth{LinkAttrs: attrs, PeerName: v.Pod, PeerHardwareAddr: v.PodMAC, PeerNamespace: netlink.NsFd(v.PodNS)}
 	if err := h.LinkAdd(add); err != nil {
 		if errors.Is(err, unix.EEXIST) {
@@ -87,19 +98,30 @@ func AddVeth(h *netlink.Handle, v Veth) (host Ref, err error) {
 	if err != nil {
 		return Ref{}, fmt.Errorf("look up host veth %s: %w", v.Host, err)
 	}
-	// A pod may reach itself through its own service. With br_netfilter at work the
-	// address is translated while the bridge holds the packet, which then has to
-	// leave by the port it came in.
-	if err := h.LinkSetHairpin(l, true); err != nil {
-		return Ref{}, fmt.Errorf("set hairpin mode on bridge port %s: %w", v.Host, err)
+	if v.Bridge == 0 {
+		err = connectRouted(h, l, v.Routed)
+	} else {
+		err = connectPort(h, l)
 	}
-	if err := h.LinkSetUp(l); err != nil {
-		return Ref{}, fmt.Errorf("bring up host veth %s: %w", v.Host, err)
+	if err != nil {
+		return Ref{}, err
 	}
 	if err := h.LinkSetAlias(l, v.Mark.String()); err != nil {
 		return Ref{}, fmt.Errorf("set alias %q on host veth %s: %w", v.Mark, v.Host, err)
 	}
 	return refOf(l), nil
+}
+
+// connectPort brings up a bridge port. A pod may reach itself through its own service: with br_netfilter at work the
+// address is translated while the bridge holds the packet, which then has to leave by the port it came in.
+func connectPort(h *netlink.Handle, l netlink.Link) error {
+	if err := h.LinkSetHairpin(l, true); err != nil {
+		return fmt.Errorf("set hairpin mode on bridge port %s: %w", l.Attrs().Name, err)
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		return fmt.Errorf("bring up host veth %s: %w", l.Attrs().Name, err)
+	}
+	return nil
 }
 
 // DeleteVeth removes the host end, and with it the pod's end, wherever that

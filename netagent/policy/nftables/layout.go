@@ -66,8 +66,8 @@ var (
 
 // Options say how a node's policy is enforced.
 type Options struct {
-	Bridge string // the interface behind which all pods of the node are
-	Links  string // how the names of the pods' links begin
+	Bridge string // the interface behind which pods of the node are
+	Links  string // how the names of the pods' links begin: those on the bridge, and those that are routed
 	Drop   bool   // denied packets vanish, instead of being refused
 	Log    bool   // denied packets are told of, see policy.Mark
 	Owned  bool   // nobody but the agent can change the tables, see desired.NFTTable
@@ -91,7 +91,7 @@ var families = map[desired.NFTFamily]family{
 func Skeleton(nf desired.NFTFamily, o Options) desired.NFTTable {
 	f := families[nf]
 	verdict, addr := []desired.NFTType{desired.NFTVerdict}, []desired.NFTType{f.addr}
-	from, to := link(expr.MetaKeyIIFNAME, o.Bridge), link(expr.MetaKeyOIFNAME, o.Bridge)
+	from := link(expr.MetaKeyIIFNAME, o.Bridge)
 	hook := func(number uint32, priority int32) *desired.NFTHook {
 		return &desired.NFTHook{Type: "filter", Hook: number, Priority: priority}
 	}
@@ -112,14 +112,11 @@ func Skeleton(nf desired.NFTFamily, o Options) desired.NFTTable {
 		},
 		Chains: []desired.NFTChain{
 			{Name: chainFromPods, Hook: hook(hookForward, priorityFilter), Rules: f.entry(discovery,
-				rule("a pod's: what isolates it", from, key(f.source()), verdictOf(mapEgress)),
-				rule("a pod's that is not known", from, goTo(chainNobodys)))},
+				o.pods(expr.MetaKeyIIFNAME, "a pod's", key(f.source()), mapEgress, chainNobodys)...)},
 			{Name: chainToPods, Hook: hook(hookForward, priorityFilter+1), Rules: f.entry(discovery,
-				rule("to a pod: what isolates it", to, key(f.destination()), verdictOf(mapIngress)),
-				rule("to a pod that is not known", to, goTo(chainToNobody)))},
+				o.pods(expr.MetaKeyOIFNAME, "to a pod", key(f.destination()), mapIngress, chainToNobody)...)},
 			{Name: chainToNode, Hook: hook(hookInput, priorityFilter), Rules: f.entry(toNode,
-				rule("a pod's: what isolates it", from, key(f.source()), verdictOf(mapEgress)),
-				rule("a pod's that is not known", from, goTo(chainNobodys)))},
+				o.pods(expr.MetaKeyIIFNAME, "a pod's", key(f.source()), mapEgress, chainNobodys)...)},
 			{Name: chainNobodys, Rules: o.deny(policy.Mark{Direction: policy.Egress}, "a pod's that is not known")},
 			{Name: chainToNobody, Rules: o.deny(policy.Mark{Direction: policy.Ingress}, "to a pod that is not known")},
 			{Name: chainOpen, Rules: []desired.NFTRule{rule("no policy isolates the pod", accept())}},
@@ -128,6 +125,19 @@ func Skeleton(nf desired.NFTFamily, o Options) desired.NFTTable {
 	}
 	t.Comment = layout(&t)
 	return t
+}
+
+// pods looks up what isolates a pod, in what passes the pods' bridge or a routed pod's link; who is not known goes on
+// in another chain.
+func (o Options) pods(side expr.MetaKey, about string, address words, in, unknown string) (out []desired.NFTRule) {
+	links := []words{link(side, o.Bridge)}
+	if o.Links != "" {
+		links = append(links, is(func(reg uint32) (expr.Any, uint32) { return &expr.Meta{Key: side, Register: reg}, 16 }, []byte(o.Links)...))
+	}
+	for _, l := range links {
+		out = append(out, rule(about+": what isolates it", l, address, verdictOf(in)), rule(about+" that is not known", l, goTo(unknown)))
+	}
+	return out
 }
 
 // layout is a table's comment: it ends in a digest of everything static.
