@@ -169,7 +169,7 @@ func (a *Agent) build() error {
 // buildPods makes what looks after the CNI plugin's work.
 func (a *Agent) buildPods() error {
 	var err error
-	if a.podRules, err = newPodRules(a.log); err != nil {
+	if a.podRules, err = newPodRules(a.cfg.RunDir, a.log); err != nil {
 		return err
 	}
 	a.addLoop("pod-rules", a.podRules.step, podRulesAudit)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -28,11 +29,14 @@ const podRulesAudit = time.Second
 
 // podRules guards the tables that the CNI plugin writes: what somebody else flushed is put back, and what
 // belongs to links that are gone is taken away. It never adds a pod's rules of its own: it only remembers
-// what it has seen.
+// what it, or the agent before it, has seen.
 type podRules struct {
 	log  *slog.Logger
 	h    *netlink.Handle
 	conn *nft.Conn // nil where the kernel has no nftables
+
+	file string // where what was seen is kept
+	kept []byte // what the file holds; nil = nothing
 
 	generation uint32                            // of the ruleset when it was last in order; 0 = not known
 	seen       map[tableKey][]desired.NFTElement // of tables that were in order
@@ -45,7 +49,7 @@ type tableKey struct {
 
 var podTables = []tables.Group{hostport.Tables, antispoof.Tables, antispoof.RoutedTables}
 
-func newPodRules(log *slog.Logger) (*podRules, error) {
+func newPodRules(runDir string, log *slog.Logger) (*podRules, error) {
 	h, err := link.OpenAt(-1)
 	if err != nil {
 		return nil, err
@@ -55,7 +59,9 @@ func newPodRules(log *slog.Logger) (*podRules, error) {
 		h.Close()
 		return nil, err
 	}
-	return &podRules{log: log, h: h, conn: conn, seen: map[tableKey][]desired.NFTElement{}}, nil
+	p := &podRules{log: log, h: h, conn: conn, file: filepath.Join(runDir, podRulesFile), seen: map[tableKey][]desired.NFTElement{}}
+	p.recall()
+	return p, nil
 }
 
 func (p *podRules) close() {
@@ -78,6 +84,9 @@ func (p *podRules) step(context.Context) (reconcile.Outcome, error) {
 		p.generation = 0
 		if out.Changes, err = p.repair(); err != nil {
 			return out, fmt.Errorf("rules of pods: %w", err)
+		}
+		if err := p.keep(); err != nil {
+			return out, fmt.Errorf("keep what was seen of the rules of pods for the next agent: %w", err)
 		}
 		p.generation = generation // when that was ours, the next step looks once more and finds all in order
 	}

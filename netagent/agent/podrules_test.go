@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -17,16 +18,23 @@ import (
 // ruleNode is a node with pods that have rules of the CNI plugin.
 type ruleNode struct {
 	*nstest.NS
+	run   string
 	rules *podRules
 }
 
 func newRuleNode(t *testing.T) *ruleNode {
 	t.Helper()
-	n := &ruleNode{NS: nstest.New(t)}
-	n.Run(t, func() (err error) { n.rules, err = newPodRules(slog.New(slog.DiscardHandler)); return err })
-	t.Cleanup(n.rules.close)
+	n := &ruleNode{NS: nstest.New(t), run: t.TempDir()}
+	n.start(t)
 	n.Exec(t, "ip", "link", "add", "braid0", "type", "bridge")
 	return n
+}
+
+// start is what an agent does that starts.
+func (n *ruleNode) start(t *testing.T) {
+	t.Helper()
+	n.Run(t, func() (err error) { n.rules, err = newPodRules(n.run, slog.New(slog.DiscardHandler)); return err })
+	t.Cleanup(n.rules.close)
 }
 
 // pod is what an ADD leaves: a link and its rules.
@@ -146,5 +154,42 @@ func TestTablesOfAnotherVersionAreLeftAlone(t *testing.T) {
 	n.Exec(t, "nft", `add table ip braid-hostports { comment "Braid host ports, layout of the future"; }`)
 	if changes := n.step(t); changes != "" || !strings.Contains(n.ruleset(t), "layout of the future") {
 		t.Errorf("changes %q\n%s", changes, n.ruleset(t))
+	}
+}
+
+// What is flushed while no agent runs is put back by the next one, but not what belongs to links that went
+// meanwhile, nor what a file says that nobody can read.
+func TestPodRulesFlushedWithoutAgent(t *testing.T) {
+	n := newRuleNode(t)
+	n.pod(t, "brd0000000000a", "10.244.1.2", 8000)
+	n.pod(t, "brd0000000000b", "10.244.1.3", 8001)
+	n.step(t)
+	whole := n.ruleset(t)
+	n.Exec(t, "nft", "flush", "ruleset")
+	n.start(t)
+	if n.step(t) == "" || n.ruleset(t) != whole {
+		t.Errorf("after a flush and a start:\n%s\nwant\n%s", n.ruleset(t), whole)
+	}
+	n.Exec(t, "nft", "flush", "ruleset")
+	n.Exec(t, "ip", "link", "del", "brd0000000000b")
+	n.start(t)
+	n.step(t)
+	if now := n.ruleset(t); !strings.Contains(now, "8000") || strings.Contains(now, "8001") {
+		t.Errorf("after a flush, the end of a pod and a start:\n%s", now)
+	}
+	n.Exec(t, "nft", "flush", "ruleset")
+	if err := os.WriteFile(filepath.Join(n.run, podRulesFile), []byte("what is this"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.start(t)
+	if changes := n.step(t); changes != "" || n.ruleset(t) != "" {
+		t.Errorf("with a broken file: %s%s", changes, n.ruleset(t))
+	}
+	n.pod(t, "brd0000000000c", "10.244.1.4", 8002) // and it goes on from here
+	n.step(t)
+	n.Exec(t, "nft", "flush", "ruleset")
+	n.start(t)
+	if n.step(t); !strings.Contains(n.ruleset(t), "8002") {
+		t.Errorf("after a broken file nothing is kept:\n%s", n.ruleset(t))
 	}
 }

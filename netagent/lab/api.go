@@ -29,7 +29,7 @@ type (
 		Problems []string `json:"problems"` // one per document that could not be used, beginning with file:line
 	}
 	killRequest struct {
-		Target string `json:"target"` // node/NODE/PROGRAM or pod/NAMESPACE/NAME
+		Target string `json:"target"` // node/NODE, node/NODE/PROGRAM or pod/NAMESPACE/NAME
 		Signal string `json:"signal"` // such as KILL, for programs
 	}
 	readyRequest struct {
@@ -53,7 +53,7 @@ func (d *daemon) handler() http.Handler {
 	m.HandleFunc("POST /delete", answering(func(ctx context.Context, r filesRequest) (a reportAnswer, err error) {
 		return a, d.whenUp(func() error { a = change(ctx, r.Files, d.ctl.Delete); return nil })
 	}))
-	m.HandleFunc("POST /kill", answering(func(_ context.Context, r killRequest) (struct{}, error) { return struct{}{}, d.kill(r) }))
+	m.HandleFunc("POST /kill", answering(func(ctx context.Context, r killRequest) (struct{}, error) { return struct{}{}, d.kill(ctx, r) }))
 	m.HandleFunc("POST /ready", answering(func(_ context.Context, r readyRequest) (struct{}, error) {
 		return struct{}{}, d.whenUp(func() error { return d.ctl.SetReady(r.Namespace, r.Name, r.Ready) })
 	}))
@@ -134,7 +134,7 @@ func change(ctx context.Context, files []manifestFile, do func(context.Context, 
 	return a
 }
 
-func (d *daemon) kill(r killRequest) error {
+func (d *daemon) kill(ctx context.Context, r killRequest) error {
 	return d.whenUp(func() error {
 		kind, rest, _ := strings.Cut(r.Target, "/")
 		first, second, ok := strings.Cut(rest, "/")
@@ -151,8 +151,10 @@ func (d *daemon) kill(r killRequest) error {
 				return fmt.Errorf("no signal %q: use names such as TERM or KILL", r.Signal)
 			}
 			return d.programs[i].signal(sig)
+		case kind == "node":
+			return d.loseNode(ctx, rest)
 		}
-		return fmt.Errorf("no such target %q: use node/NODE/netagent, node/NODE/coredns or the name of a pod", r.Target)
+		return fmt.Errorf("no such target %q: use node/NODE, node/NODE/netagent, node/NODE/coredns or the name of a pod", r.Target)
 	})
 }
 

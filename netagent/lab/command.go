@@ -259,8 +259,9 @@ func sendFiles(c *cobra.Command, name, path string, args []string) error {
 func killCommand() *cobra.Command {
 	var signal string
 	var namespace *string
-	c := verb("kill [-n NAMESPACE] POD|node/NODE/netagent|node/NODE/coredns", "end a program of a node or a pod; the playground starts it again as Kubernetes would",
-		"  netagent lab kill node/n1/netagent\n  netagent lab kill node/n2/coredns --signal TERM\n  netagent lab kill -n shop db-0", cobra.ExactArgs(1),
+	c := verb("kill [-n NAMESPACE] POD|node/NODE|node/NODE/netagent|node/NODE/coredns",
+		"end a pod, a program of a node, or a node as a power cut does; the playground starts it again as Kubernetes would",
+		"  netagent lab kill node/n1/netagent\n  netagent lab kill node/n1\n  netagent lab kill node/n2/coredns --signal TERM\n  netagent lab kill -n shop db-0", cobra.ExactArgs(1),
 		func(c *cobra.Command, name string, args []string) error {
 			target := args[0]
 			if !strings.HasPrefix(target, "node/") {

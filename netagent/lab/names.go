@@ -55,8 +55,10 @@ func (p paths) log(node, program string) string {
 
 // pod is the folder of one pod: its resolv.conf, hosts and sandbox.json.
 func (p paths) pod(namespace, name string) string {
-	return filepath.Join(p.dir(), "pods", podKey(namespace, name))
+	return p.podDir(podKey(namespace, name))
 }
+
+func (p paths) podDir(key string) string { return filepath.Join(p.dir(), "pods", key) }
 
 // podKey is unambiguous, because the name of a Kubernetes namespace has no dot.
 func podKey(namespace, name string) string { return shorten(namespace + "." + name) }

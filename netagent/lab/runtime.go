@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -139,7 +140,7 @@ func (r *podRuntime) podsOn(node string) (n int) {
 
 // connect makes the pod's namespace and has the plugin connect it.
 func (r *podRuntime) connect(ctx context.Context, pod cluster.PodSandbox, netns string) (ips []netip.Addr, err error) {
-	err = r.waitFor(ctx, func() bool { _, err := r.conflist(pod.Node); return err == nil })
+	err = r.waitFor(ctx, func() bool { return r.status(pod.Node) })
 	if err != nil {
 		return nil, fmt.Errorf("wait for the node's CNI configuration: %w", err)
 	}
@@ -215,6 +216,12 @@ func (r *podRuntime) conflist(node string) (*libcni.NetworkConfigList, error) {
 	return libcni.NetworkConfFromFile(slices.Min(files))
 }
 
+// status tells whether pods can be made on a node, as CNI's STATUS would.
+func (r *podRuntime) status(node string) bool {
+	_, err := r.conflist(node)
+	return err == nil && exists(filepath.Join(r.p.node(node, "run"), "ready"))
+}
+
 // cni calls f inside the node's namespace, where the plugin that libcni starts then runs too.
 func (r *podRuntime) cni(pod cluster.PodSandbox, f func(*libcni.CNIConfig, *libcni.NetworkConfigList, *libcni.RuntimeConf) error) error {
 	list, err := r.conflist(pod.Node)
@@ -249,9 +256,14 @@ func capabilityArgs(pod cluster.PodSandbox) map[string]any {
 	return map[string]any{"portMappings": list}
 }
 
-// containerID is one id per sandbox: a pod made anew under its old name has another UID.
+// containerID is one id per sandbox: a pod made anew under its old name has another UID, and one whose sandbox was lost
+// makes another attempt.
 func containerID(pod cluster.PodSandbox) string {
-	sum := sha256.Sum256([]byte(pod.Namespace + "/" + pod.Name + "/" + pod.UID))
+	text := pod.Namespace + "/" + pod.Name + "/" + pod.UID
+	if pod.Attempt > 0 {
+		text += fmt.Sprintf("/%d", pod.Attempt)
+	}
+	sum := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(sum[:])
 }
 

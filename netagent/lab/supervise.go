@@ -36,6 +36,8 @@ type program struct {
 	changed    func()                      // told after every change of state
 	logger     *slog.Logger
 
+	hold sync.Mutex // keeps the program from being started
+
 	mu       sync.Mutex
 	cmd      *exec.Cmd // nil while not running
 	since    time.Time // of the current state
@@ -121,10 +123,9 @@ func (p *program) once(ctx context.Context) error {
 	// Its own process group keeps a terminal's Ctrl-C away from it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	// Started inside the namespace, so that `down` finds it there from its first instant.
-	if err := inNS(p.entry.netns, cmd.Start); err != nil {
+	if err := p.start(cmd); err != nil {
 		return err
 	}
-	p.set(func() { p.cmd, p.since, p.why = cmd, time.Now(), "starting" })
 	p.logger.Info("program started", "program", p.String(), "pid", cmd.Process.Pid)
 
 	asking, stop := context.WithCancel(ctx)
@@ -141,6 +142,16 @@ func (p *program) once(ctx context.Context) error {
 	stop()
 	wg.Wait()
 	return err
+}
+
+func (p *program) start(cmd *exec.Cmd) error {
+	p.hold.Lock()
+	defer p.hold.Unlock()
+	if err := inNS(p.entry.netns, cmd.Start); err != nil {
+		return err
+	}
+	p.set(func() { p.cmd, p.since, p.why = cmd, time.Now(), "starting" })
+	return nil
 }
 
 // watch asks the program whether it is ready, until ctx ends.

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -83,6 +84,18 @@ func newNS(name string) (*space, error) {
 	if err := createNS(name); err != nil {
 		return nil, err
 	}
+	s, err := openNS(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.up("lo"); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func openNS(name string) (*space, error) {
 	fd, err := netns.GetFromPath(nsPath(name))
 	if err != nil {
 		return nil, fmt.Errorf("open namespace %s: %w", name, err)
@@ -92,12 +105,7 @@ func newNS(name string) (*space, error) {
 		fd.Close()
 		return nil, fmt.Errorf("open netlink in namespace %s: %w", name, err)
 	}
-	s := &space{name, fd, nl}
-	if err := s.up("lo"); err != nil {
-		s.close()
-		return nil, err
-	}
-	return s, nil
+	return &space{name, fd, nl}, nil
 }
 
 func (s *space) close() {
@@ -210,7 +218,7 @@ func buildNode(o *Options, n *node, outside *space) error {
 	}
 	defer s.close()
 	veth := &netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: nodeIf}, PeerName: n.name, PeerNamespace: netlink.NsFd(outside.fd),
+		LinkAttrs: netlink.LinkAttrs{Name: nodeIf, HardwareAddr: n.mac()}, PeerName: n.name, PeerNamespace: netlink.NsFd(outside.fd),
 	}
 	if err := s.nl.LinkAdd(veth); err != nil {
 		return hint(fmt.Errorf("add veth: %w", err), "veth")
@@ -242,6 +250,12 @@ func buildNode(o *Options, n *node, outside *space) error {
 		}
 	}
 	return nil
+}
+
+// mac is the address of the node's card: the same after it was lost.
+func (n *node) mac() net.HardwareAddr {
+	sum := sha256.Sum256([]byte("card of " + n.name))
+	return append(net.HardwareAddr{2}, sum[:5]...) // locally administered, unicast
 }
 
 func (s *space) defaultRoute(gw netip.Addr) error {

@@ -34,6 +34,7 @@ type Port struct {
 // PodSandbox is what a runtime needs to know of a pod.
 type PodSandbox struct {
 	Namespace, Name, UID, Node string
+	Attempt                    int    // how many sandboxes of the pod were lost
 	Hostname                   string // spec.hostname, or the pod's name
 	Subdomain                  string // spec.subdomain
 	HostNetwork                bool

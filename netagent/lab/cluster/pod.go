@@ -28,6 +28,7 @@ type pod struct {
 	running     bool // it has a sandbox and addresses
 	busy        bool // a call of the runtime for it is under way
 	tried       bool // Runtime.Start was called: Runtime.Stop is due in the end
+	attempt     int  // sandboxes that were lost
 	ips         []netip.Addr
 	hostIPs     []netip.Addr
 	notReady    bool // somebody said so
@@ -99,7 +100,7 @@ func (p *pod) sandbox() PodSandbox {
 	hostname := cmp.Or(s.Hostname, p.key.Name)
 	hostname = strings.TrimRight(hostname[:min(63, len(hostname))], "-.") // what the kernel and DNS take
 	return PodSandbox{
-		Namespace: p.key.Namespace, Name: p.key.Name, UID: string(p.base.UID), Node: s.NodeName,
+		Namespace: p.key.Namespace, Name: p.key.Name, UID: string(p.base.UID), Attempt: p.attempt, Node: s.NodeName,
 		Hostname: hostname, Subdomain: s.Subdomain, HostNetwork: s.HostNetwork,
 		Ports: slices.Clone(p.ports), HostPorts: hostPorts(&s), DNSPolicy: s.DNSPolicy, DNSConfig: s.DNSConfig.DeepCopy(),
 		HostAliases: slices.Clone(s.HostAliases),

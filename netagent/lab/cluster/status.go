@@ -86,6 +86,35 @@ func (c *Controller) KillPod(ns, name string) error {
 	return c.sync()
 }
 
+// LoseNode says that a node has lost the sandboxes of its pods. They are made anew, without Runtime.Stop for the old
+// ones, once back was called. While a call of the runtime for one of them is under way it is refused.
+func (c *Controller) LoseNode(node string) (back func(), err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var lost []*pod
+	for _, p := range c.sortedPods() {
+		if p.base.Spec.NodeName != node || !p.tried {
+			continue
+		}
+		if p.busy || p.terminating {
+			return nil, fmt.Errorf("pod %s is being started or ended: try again", p.key)
+		}
+		lost = append(lost, p)
+	}
+	for _, p := range lost {
+		p.busy, p.running, p.ips = true, false, nil
+		p.attempt++
+		p.refresh()
+	}
+	c.busy += len(lost)
+	back = func() {
+		for _, p := range lost {
+			c.done(p, "start pod again", nil)
+		}
+	}
+	return back, c.sync()
+}
+
 func (c *Controller) deletePod(key types.NamespacedName) error {
 	p := c.pods[key]
 	if p == nil {
