@@ -60,6 +60,8 @@ type podNetwork struct {
 	shown atomic.Pointer[tun.Path] // the same, for whoever counts
 	wg    wireguardPath            // of backend wireguard
 
+	repaired atomic.Uint64 // how many times Sync has left everything as it should be
+
 	mu   sync.Mutex
 	view view // what the newest Sync wants and saw, for Watch to compare events with
 }
@@ -141,6 +143,9 @@ func (o *podNetwork) Sync(ctx context.Context) (overlayResult, error) {
 	res.Changes = w.changes
 	if n := len(w.changes); n > 0 {
 		o.log.Info("overlay changed the kernel", "changes", n, "first", w.changes[0], "errors", len(w.errs))
+	}
+	if len(w.errs) == 0 {
+		o.repaired.Add(1)
 	}
 	return res, errors.Join(w.errs...)
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
+	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/braidnet/braid/internal/model"
 )
 
@@ -280,4 +281,20 @@ func TestOverlayReopensPath(t *testing.T) {
 		t.Error("nothing was done")
 	}
 	n.mesh(t, 1452)
+}
+
+// IP forwarding is switched off again before Watch has seen that it was on.
+func TestOverlayForwardingSwitchedOffTwice(t *testing.T) {
+	n := newTestNet(t, "host-gw")
+	n.syncAll(t)
+	a := n.nodes[0]
+	kicks := a.watch(t)
+	for range 5 {
+		drain(kicks)
+		a.ns.Sysctl(t, sysctl.Forwarding(true), "0")
+		nstest.Wait(t, "Watch to kick", func() error { return kicked(kicks) })
+		if res := a.sync(t); len(res.Changes) == 0 {
+			t.Fatal("Sync changed nothing")
+		}
+	}
 }

@@ -113,20 +113,22 @@ func (o *podNetwork) follow(ctx context.Context, hits chan<- struct{}) error {
 	return err
 }
 
-// followForwarding hits when IP forwarding was switched off, or the data path broke, until ctx ends: once,
-// since what cannot be repaired is tried again by the loop.
+// followForwarding hits when IP forwarding was switched off, or the data path broke, until ctx ends: once until a
+// Sync has repaired that, since what cannot be repaired is tried again by the loop.
 func (o *podNetwork) followForwarding(ctx context.Context, hits chan<- struct{}) {
 	tick := time.NewTicker(forwardingEvery)
 	defer tick.Stop()
-	for was := false; ; {
+	was, repaired := false, uint64(0)
+	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
 		off := o.forwardingOff() || o.pathBroken()
-		if off && !was {
+		if now := o.repaired.Load(); off && (!was || now != repaired) {
 			hit(hits)
+			repaired = now
 		}
 		was = off
 	}

@@ -89,9 +89,9 @@ var faults = []fault{
 		nft 'table inet firewalld_policy_drop { chain filter_forward { type filter hook forward priority 9; policy drop; ct state established,related accept; }; }'
 		nft delete table inet firewalld; nft delete table inet firewalld_policy_drop`},
 
-	{name: "uplink down and up", mild: true, do: `ip link set eth0 down; renew`},
-	{name: "uplink flapping", mild: true, do: `for i in 1 2 3; do ip link set eth0 down; ip link set eth0 up; done; renew`, seldom: true},
-	{name: "uplink deleted and made anew", do: `
+	{name: "uplink down and up", untold: true, mild: true, do: `ip link set eth0 down; renew`},
+	{name: "uplink flapping", untold: true, mild: true, do: `for i in 1 2 3; do ip link set eth0 down; ip link set eth0 up; done; renew`, seldom: true},
+	{name: "uplink deleted and made anew", untold: true, do: `
 		mac=$(cat /sys/class/net/eth0/address); ip link del eth0; ip link add eth0 address $mac type veth peer name n1 netns $NET
 		nsenter --net=/run/netns/$NET ip link set n1 master br0 up; renew`},
 	{name: "MAC address of the uplink changed", untold: true, do: `ip link set eth0 address 02:00:00:00:00:98`, undo: `true`, other: true, seldom: true},
