@@ -59,6 +59,9 @@ func stubAgent(args []string) error {
 	if err := writeFile(filepath.Join(flag("--cni-conf-dir"), "10-braid.conflist"), []byte(list)); err != nil {
 		return err
 	}
+	if err := writeFile(filepath.Join(flag("--run-dir"), "ready"), nil); err != nil {
+		return err
+	}
 	path := filepath.Join(flag("--run-dir"), "netagent.sock")
 	_ = os.Remove(path) // of one that was killed
 	socket, err := net.Listen("unix", path)
