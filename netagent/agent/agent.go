@@ -140,7 +140,7 @@ func (a *Agent) build() error {
 		a.health = newHealthPorts(s.planner, a.proxyHealthy, a.log)
 		a.addLoop("health-ports", a.health.step, healthPortsRetry)
 	}
-	if a.cfg.Policy == "enforce" {
+	if a.cfg.Policy == "enforce" && a.cfg.CNIConfDir != "" { // pods of another pod network are not behind our bridge
 		p, err := newPolicies(a.cfg)
 		if err != nil {
 			return err

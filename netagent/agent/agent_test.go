@@ -33,7 +33,7 @@ func start(t *testing.T, manifests string) (cfg Config, stop func() error) {
 	cfg = DefaultConfig()
 	cfg.Node, cfg.Manifests, cfg.RunDir, cfg.StateDir = "n1", manifests, filepath.Join(dir, "run"), filepath.Join(dir, "state")
 	cfg.CNIConfDir, cfg.Overlay, cfg.ServiceMode, cfg.HTTP, cfg.HealthzBind = filepath.Join(dir, "cni"), "none", "none", "", ""
-	cfg.IPMasq = "false"
+	cfg.IPMasq, cfg.Policy = "false", "off" // this is the machine's own network
 	cfg.Version, cfg.Log = "test", slog.New(slog.NewTextHandler(io.Discard, nil))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

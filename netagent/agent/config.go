@@ -146,6 +146,14 @@ func (c *Config) Validate() error {
 	return err
 }
 
+// notEnforced says why policies are not enforced.
+func (c *Config) notEnforced() string {
+	if c.Policy == "off" {
+		return "policy: off"
+	}
+	return "the agent makes no pods' interfaces (cni-conf-dir is empty)"
+}
+
 // services returns what the service planner is told.
 func (c *Config) services() (service.Config, error) {
 	out := service.Config{Node: c.Node, MasqueradeAll: c.MasqueradeAll, Loopback: c.LocalhostPorts}

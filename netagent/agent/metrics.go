@@ -73,6 +73,9 @@ func (a *Agent) registry() *prometheus.Registry {
 	if a.policies != nil {
 		r.MustRegister(a.policies)
 	}
+	if a.policies != nil || a.services != nil {
+		r.MustRegister(conntrackTable{conntrackStatistics})
+	}
 	r.MustRegister(collector{a}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }

@@ -203,7 +203,7 @@ func (a *Agent) notePolicies(rev uint64, changes []model.Change) {
 	}
 	if slices.ContainsFunc(changes, func(c model.Change) bool { return c.Kind == model.KindNetworkPolicy && c.Old == nil }) {
 		a.warnPolicy.Do(func() {
-			a.log.Warn("NetworkPolicy objects are read but NOT enforced: pods are open to each other (policy: off)")
+			a.log.Warn("NetworkPolicy objects are read but NOT enforced by this agent", "because", a.cfg.notEnforced())
 		})
 	}
 }

@@ -34,7 +34,10 @@ type policyFlows struct {
 
 // changed says that the kernel has a change of the compiled value.
 func (f *policyFlows) changed(d policy.Delta) {
-	forbids := len(d.Sections)+len(d.Chains)+len(d.Targets) > 0
+	forbids := len(d.Sections)+len(d.Chains) > 0
+	for _, t := range d.Targets {
+		forbids = forbids || t.Ingress != nil || t.Egress != nil // a pod that nothing isolates forbids nothing
+	}
 	for _, s := range d.Sets {
 		forbids = forbids || len(s.Remove) > 0
 	}

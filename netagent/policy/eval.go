@@ -38,6 +38,9 @@ type Verdict struct {
 	Egress, Ingress Step
 }
 
+// Audited reports whether a packet is allowed only because a namespace is under audit.
+func (v Verdict) Audited() bool { return v.Allowed && (v.Egress.Audited || v.Ingress.Audited) }
+
 // Eval says what becomes of a packet, as of the last Flush.
 func (c *Compiler) Eval(p Packet) Verdict {
 	c.mu.Lock()

@@ -46,6 +46,8 @@ type Pair struct {
 	May  policy.Reach `json:"-"`
 	Text string       `json:"may"` // May in words
 	Why  []string     `json:"why"` // of a TCP connection to a port of the answer, or to port 1
+	// Audited says that some of it is allowed only because a namespace is under audit.
+	Audited bool `json:"audited,omitempty"`
 }
 
 // end is one end of a pair.
@@ -78,6 +80,9 @@ func New(inputs []Input, o Options) (*Study, error) {
 	}
 	s.compiler.Apply(0, changes)
 	s.compiler.Flush()
+	for _, name := range s.compiler.Audited() {
+		s.Notes = append(s.Notes, fmt.Sprintf("namespace %s is under audit (annotation braid.network/policy-audit): policies deny its pods nothing", name))
+	}
 	ends := s.ends(o)
 	for _, from := range ends {
 		for _, to := range ends {
@@ -108,6 +113,7 @@ func (s *Study) pair(from, to end) Pair {
 	p := Pair{From: from.name, To: to.name, May: s.compiler.Reach(from.addr, to.addr)}
 	p.Text = p.May.String()
 	q := policy.Packet{Src: from.addr, Dst: to.addr, Protocol: model.TCP, Port: 1}
+	p.Audited = s.compiler.Eval(q).Audited()
 	if len(p.May.Ports) > 0 {
 		q.Protocol, q.Port = p.May.Ports[0].Protocol, max(p.May.Ports[0].From, 1)
 	}
@@ -127,7 +133,7 @@ func (s *Study) Print(w io.Writer, all, why bool) error {
 	wide := [2]int{len("FROM"), len("TO")}
 	shown, open := 0, 0
 	for _, p := range s.Pairs {
-		if p.May.All && !all {
+		if p.May.All && !all && !p.Audited {
 			open++
 			continue
 		}
@@ -139,10 +145,14 @@ func (s *Study) Print(w io.Writer, all, why bool) error {
 		line("FROM", "TO", "ALLOWED")
 	}
 	for _, p := range s.Pairs {
-		if p.May.All && !all {
+		if p.May.All && !all && !p.Audited {
 			continue
 		}
-		line(p.From, p.To, p.Text)
+		text := p.Text
+		if p.Audited {
+			text += "  # only because of an audit"
+		}
+		line(p.From, p.To, text)
 		if why {
 			for _, reason := range p.Why {
 				fmt.Fprintf(&b, "    # %s\n", reason)

@@ -97,7 +97,7 @@ func (r *Report) Text(w io.Writer, now time.Time) error {
 		}
 	}
 	if r.Policies > 0 {
-		fmt.Fprintf(w, "WARNING: %d NetworkPolicy objects are read but NOT enforced (policy: off)\n", r.Policies)
+		fmt.Fprintf(w, "WARNING: %d NetworkPolicy objects are read but NOT enforced by this agent (policy is off, or it makes no pods)\n", r.Policies)
 	}
 	for _, name := range r.Audited {
 		fmt.Fprintf(w, "WARNING: namespace %s is under audit: policies deny its pods nothing, they only count and log (annotation braid.network/policy-audit)\n", name)
