@@ -41,7 +41,7 @@ func Cleanup(ctx context.Context, c Config) (removed []string, err error) {
 	}
 	masquerading, err := removeEgress("")
 	removed, errs = append(removed, masquerading...), append(errs, err)
-	policy, err := removePolicyTables()
+	policy, err := removePolicy()
 	removed, errs = append(removed, policy...), append(errs, err)
 	links, err := cleanupLinks(c)
 	removed, errs = append(removed, links...), append(errs, err)

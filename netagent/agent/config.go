@@ -24,6 +24,7 @@ var (
 	Policies      = []string{"off", "enforce"}
 	PolicyDenials = []string{"reject", "drop"}
 	PodModes      = []string{"bridge", "routed"}
+	PolicyModes   = []string{"auto", "nftables", "iptables"}
 )
 
 // Config is what `netagent run` is told. Zero values are not defaults: use DefaultConfig.
@@ -53,6 +54,7 @@ type Config struct {
 	KeyAge        time.Duration // after which a WireGuard key is replaced; 0 = never
 	ServiceMode   string        // one of ServiceModes
 	Policy        string        // one of Policies
+	PolicyMode    string        // one of PolicyModes: what enforces policies
 	PolicyDeny    string        // one of PolicyDenials: what becomes of what no policy allows
 	PolicyLog     bool          // what policies deny is told in the log
 	PolicyFirst   bool          // no pod is made before the agent has confirmed its policies; else it starts cut off
@@ -89,7 +91,7 @@ func DefaultConfig() Config {
 	return Config{
 		Node: strings.ToLower(host), RunDir: run, StateDir: "/var/lib/braid", CNIConfDir: "/etc/cni/net.d",
 		Overlay: "vxlan", VNI: 1, Port: 8472, UDPPort: udp.Port, WireGuardPort: wireguard.Port, NodeMask4: 24, NodeMask6: 64,
-		PodMode: "bridge", ServiceMode: "auto", IPMasq: "auto", Policy: "off", PolicyDeny: "reject", PolicyLog: true, HTTP: "127.0.0.1:10249",
+		PodMode: "bridge", ServiceMode: "auto", IPMasq: "auto", Policy: "off", PolicyMode: "auto", PolicyDeny: "reject", PolicyLog: true, HTTP: "127.0.0.1:10249",
 		Conntrack: defaultConntrack, Version: "devel", Log: slog.Default(),
 	}
 }
@@ -109,6 +111,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("pod-mode: unknown mode %q: use one of %s", c.PodMode, strings.Join(PodModes, ", "))
 	case !slices.Contains(PolicyDenials, c.PolicyDeny):
 		return fmt.Errorf("policy-deny: unknown value %q: use one of %s", c.PolicyDeny, strings.Join(PolicyDenials, ", "))
+	case !slices.Contains(PolicyModes, c.PolicyMode):
+		return fmt.Errorf("policy-mode: unknown mode %q: use one of %s", c.PolicyMode, strings.Join(PolicyModes, ", "))
 	case !slices.Contains(ServiceModes, c.ServiceMode):
 		return fmt.Errorf("service-mode: unknown mode %q: use one of %s", c.ServiceMode, strings.Join(ServiceModes, ", "))
 	case c.VNI < 1 || c.VNI >= 1<<24:

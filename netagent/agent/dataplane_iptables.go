@@ -36,7 +36,7 @@ const chainsAtOnce = 2000
 
 // traces are how to see which variant of iptables a node's programs use: the kubelet makes the first chain for
 // others to look at (KEP-3178); older ones have only the second, which they make to see when it goes.
-var traces = ipt.Traces{Chains: []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}, Own: iptables.Prefix}
+var traces = ipt.Traces{Chains: []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}, Own: "BRAID"} // of services and of policies
 
 // newIPTables returns the service mode iptables with the variant that the node's other programs use, or an
 // error that says what is missing on this machine. A family that the kernel does not have is left out.

@@ -46,6 +46,9 @@ func (a *Agent) found() (out []status.Finding) {
 			add("iptables variant", string(p.variant), p.why)
 		}
 	}
+	if p := a.policies; p != nil {
+		add("policy mode", p.plane.Name(), p.why)
+	}
 	return out
 }
 

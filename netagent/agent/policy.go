@@ -12,14 +12,11 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/conntrack"
 	"github.com/braidnet/braid/internal/kernel/link"
-	"github.com/braidnet/braid/internal/kernel/nft"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/internal/reconcile"
 	"github.com/braidnet/braid/netagent/policy"
-	"github.com/braidnet/braid/netagent/policy/nftables"
 )
 
 // policyAudit is how often the agent looks whether somebody changed the node's rules, which costs one
@@ -33,6 +30,8 @@ type policies struct {
 	log      *slog.Logger
 	compiler *policy.Compiler
 	plane    policyPlane
+	why      string // the reason for the plane
+	others   otherMode
 	links    *netlink.Handle
 	flows    *policyFlows
 	drops    *policyDrops
@@ -52,11 +51,11 @@ func newPolicies(c Config) (*policies, error) {
 	p := &policies{log: c.Log, compiler: policy.NewCompiler(c.Node), inForce: map[model.Key]policy.Target{}, news: make(chan struct{})}
 	p.drops = newPolicyDrops(c.Log, p.compiler)
 	p.book = attachmentBook{c.Log, attachmentsDir(c.RunDir)}
-	plane, err := newPolicyNFTables(c.Log, nftables.Options{Bridge: link.PodBridge, Links: link.VethPrefix, Drop: c.PolicyDeny == "drop", Log: c.PolicyLog})
-	if err != nil {
+	var err error
+	if p.plane, p.why, err = newPolicyPlane(c); err != nil {
 		return nil, err
 	}
-	p.plane = plane
+	p.others = newOtherMode(p.plane)
 	if p.links, err = link.OpenAt(-1); err != nil {
 		p.close()
 		return nil, err
@@ -109,6 +108,7 @@ func (p *policies) step(context.Context) (reconcile.Outcome, error) {
 	}
 	p.settle(delta)
 	p.counts.follow(delta, again)
+	out.Changes = append(out.Changes, p.others.clear(p.log)...)
 	isolated := 0
 	for _, t := range p.inForce {
 		if t.Ingress != nil || t.Egress != nil {
@@ -172,26 +172,6 @@ func (p *policies) prune() {
 	})
 }
 
-// removePolicyTables takes away what enforcement left in the kernel, and says what.
-func removePolicyTables() (removed []string, err error) {
-	conn, err := nft.Open()
-	if err != nil {
-		return nil, nil // no nftables, no tables
-	}
-	defer conn.Close()
-	var ops []desired.NFTOp
-	for _, f := range append([]desired.NFTFamily{desired.NFTBridge}, nftables.Families...) {
-		if there, err := conn.Exists(f, nftables.TableName); err == nil && there {
-			removed = append(removed, fmt.Sprintf("nftables table %s %s", f, nftables.TableName))
-			ops = append(ops, desired.NFTOp{Verb: desired.NFTDeleteTable, Family: f, Table: nftables.TableName, Join: len(ops) > 0})
-		}
-	}
-	if err := conn.Apply(ops); err != nil {
-		return nil, fmt.Errorf("remove the tables of policy: %w", err)
-	}
-	return removed, nil
-}
-
 // notePolicies tells the compiler of changes, or the log that nobody enforces them.
 func (a *Agent) notePolicies(rev uint64, changes []model.Change) {
 	if a.policies != nil {
@@ -211,7 +191,7 @@ func (a *Agent) notePolicies(rev uint64, changes []model.Change) {
 // endEnforcement takes away what an agent that enforced policy has left: without one that follows the
 // cluster, new pods would be refused for ever.
 func (a *Agent) endEnforcement() {
-	removed, err := removePolicyTables()
+	removed, err := removePolicy()
 	if err != nil {
 		a.log.Error("policy is off, and its tables are still in force", "err", err)
 	}

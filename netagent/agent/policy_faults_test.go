@@ -18,8 +18,10 @@ import (
 )
 
 // isolatedLab is a lab whose pods are known and attached, with a listener in b.
-func isolatedLab(t *testing.T) *policyLab {
-	l := newPolicyLab(t)
+func isolatedLab(t *testing.T) *policyLab { return newPolicyLab(t).attached() }
+
+func (l *policyLab) attached() *policyLab {
+	t := l.t
 	listener := l.listen("b", "10.0.0.3:80")
 	go func() {
 		for {

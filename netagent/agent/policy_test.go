@@ -66,10 +66,10 @@ func (l *policyLab) start() {
 
 func (l *policyLab) mustStep() {
 	l.t.Helper()
-	l.plane.(*policyNFTables).looked = time.Time{} // as after a second
-	if _, err := l.step(l.t.Context()); err != nil {
-		l.t.Fatal(err)
+	if p, ok := l.plane.(*policyNFTables); ok {
+		p.looked = time.Time{} // as after a second
 	}
+	l.node.Run(l.t, func() error { _, err := l.step(l.t.Context()); return err })
 }
 
 func (l *policyLab) change(list ...model.Object) {

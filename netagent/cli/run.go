@@ -35,6 +35,7 @@ func runFlags(f *pflag.FlagSet, c *agent.Config) {
 	f.DurationVar(&c.KeyAge, "wireguard-key-age", c.KeyAge, "overlay wireguard: replace this node's key when it is older; 0 = never")
 	f.StringVar(&c.Policy, "policy", c.Policy, "what NetworkPolicies do: enforce, or off (nothing: all pods are open to each other)")
 	f.StringVar(&c.PodMode, "pod-mode", c.PodMode, "how new pods are connected: bridge, or routed (no bridge, a route for each pod)")
+	f.StringVar(&c.PolicyMode, "policy-mode", c.PolicyMode, "what enforces policies: auto, nftables or iptables")
 	f.StringVar(&c.PolicyDeny, "policy-deny", c.PolicyDeny, "what becomes of what no policy allows: reject (the sender is told) or drop")
 	f.BoolVar(&c.PolicyFirst, "policy-first", c.PolicyFirst, "no pod is made before its policies are in force; else one that is made while no agent runs starts cut off")
 	f.BoolVar(&c.PolicyLog, "policy-log", c.PolicyLog, "log what policies deny, at a bounded rate")

@@ -57,10 +57,28 @@ func (c *Conn) Close() {
 func (c *Conn) Apply(ops []desired.IPSetOp) error {
 	for i := range ops {
 		if err := c.apply(&ops[i]); err != nil {
-			return fmt.Errorf("%s ipset %s: %w", ops[i].Verb, ops[i].Set.Name, explain(err))
+			return &RefusedError{ops[i].Verb, ops[i].Set.Name, explain(err)}
 		}
 	}
 	return nil
+}
+
+// RefusedError is a change of a set that failed. What came before it is in force.
+type RefusedError struct {
+	Verb desired.IPSetVerb
+	Set  string
+	err  error
+}
+
+// Error implements error.
+func (e *RefusedError) Error() string { return fmt.Sprintf("%s ipset %s: %v", e.Verb, e.Set, e.err) }
+
+// Unwrap returns what the kernel said.
+func (e *RefusedError) Unwrap() error { return e.err }
+
+// Busy reports whether an error says that a set cannot be destroyed, because something refers to it.
+func Busy(err error) bool {
+	return errors.Is(err, unix.Errno(nl.IPSET_ERR_BUSY)) || errors.Is(err, unix.Errno(nl.IPSET_ERR_REFERENCED))
 }
 
 func (c *Conn) apply(op *desired.IPSetOp) error {

@@ -167,6 +167,9 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("error %v, want %q…", err, want)
 		}
 	}
+	if err := c.Apply([]desired.IPSetOp{{Verb: desired.IPSetDestroy, Set: addrs}}); !Busy(err) {
+		t.Errorf("%v does not say that something refers to it", err)
+	}
 	if _, err := c.Read(desired.IPSet{Name: "braid-x"}); err == nil || !strings.HasPrefix(err.Error(), "read ipset braid-x: it is not there") {
 		t.Errorf("error %v", err)
 	}

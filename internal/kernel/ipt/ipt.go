@@ -105,19 +105,37 @@ func (t *Tool) Save(more ...string) (map[string]map[string][]string, error) {
 		if !t.NFTables() && !slices.Contains(tables, table) && !exists(t.ipv6, table) {
 			continue
 		}
-		text, stderr, err := run(nil, t.save, "-t", table)
+		parsed, err := t.SaveTable(table)
 		if err != nil {
-			return nil, fmt.Errorf("read table %s with %s: %w: %s", table, t.save, err, strings.TrimSpace(stderr))
-		}
-		parsed, err := parseSaved(text)
-		if err != nil {
-			return nil, fmt.Errorf("read table %s with %s: %w", table, t.save, err)
+			return nil, err
 		}
 		for name, chains := range parsed {
 			out[name] = chains
 		}
 	}
 	return out, nil
+}
+
+// SaveTable is Save of one table.
+func (t *Tool) SaveTable(table string) (map[string]map[string][]string, error) {
+	text, stderr, err := run(nil, t.save, "-t", table)
+	if err != nil {
+		return nil, fmt.Errorf("read table %s with %s: %w: %s", table, t.save, err, strings.TrimSpace(stderr))
+	}
+	parsed, err := parseSaved(text)
+	if err != nil {
+		return nil, fmt.Errorf("read table %s with %s: %w", table, t.save, err)
+	}
+	return parsed, nil
+}
+
+// Counts reads how many packets the last rule of each chain of a table has met.
+func (t *Tool) Counts(table string) (map[string]uint64, error) {
+	text, stderr, err := run(nil, t.save, "-c", "-t", table)
+	if err != nil {
+		return nil, fmt.Errorf("read the counters of table %s with %s: %w: %s", table, t.save, err, strings.TrimSpace(stderr))
+	}
+	return parseCounts(text), nil
 }
 
 // Restore loads input without touching chains that it does not name. Each table in it is taken as a

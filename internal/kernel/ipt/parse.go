@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -61,4 +62,22 @@ func parseChainLine(table map[string][]string, line string) error {
 	}
 	table[name] = append(table[name], rule)
 	return nil
+}
+
+// parseCounts reads the packets of the last rule of each chain from what iptables-save -c prints: "[packets:bytes] -A
+// CHAIN rule".
+func parseCounts(text []byte) map[string]uint64 {
+	out := map[string]uint64{}
+	for line := range strings.Lines(string(text)) {
+		counts, rest, ok := strings.Cut(line, "] -A ")
+		counts, bracket := strings.CutPrefix(counts, "[")
+		packets, _, _ := strings.Cut(counts, ":")
+		n, err := strconv.ParseUint(packets, 10, 64)
+		if !ok || !bracket || err != nil {
+			continue
+		}
+		chain, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+		out[chain] = n
+	}
+	return out
 }

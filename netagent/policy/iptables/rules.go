@@ -247,3 +247,21 @@ func (f family) ports(r *policy.Rule) (out []portMatch) {
 	}
 	return out
 }
+
+// Uses reports whether a section is to blame for what the kernel or the tool refused: a set, or a line of the input
+// ("-A CHAIN rule"), empty for none.
+func Uses(s *policy.Section, set, line string) bool {
+	for _, f := range families {
+		for i := range s.Rules {
+			for _, x := range slices.Concat(s.Rules[i].Peers, s.Rules[i].Named) {
+				if f.setName(x) == set {
+					return true
+				}
+			}
+		}
+		if _, rule, ok := strings.Cut(strings.TrimPrefix(line, "-A "), " "); ok && strings.HasPrefix(line, "-A ") && slices.Contains(f.section(s), rule) {
+			return true
+		}
+	}
+	return false
+}

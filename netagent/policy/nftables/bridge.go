@@ -29,7 +29,7 @@ func Bridge(o Options, gateway net.HardwareAddr) (desired.NFTTable, []desired.NF
 		return is(func(reg uint32) (expr.Any, uint32) { return &expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: reg}, 2 }, binaryutil.BigEndian.PutUint16(kind)...)
 	}
 	toGateway := append(key(payload(expr.PayloadBaseLLHeader, 0, 6)), in(setGateways)...)
-	chain := desired.NFTChain{Name: "from-pods", Hook: &desired.NFTHook{Type: "filter", Hook: hookBridgeIn, Priority: priorityFirst}, Rules: []desired.NFTRule{
+	chain := desired.NFTChain{Name: chainFromPods, Hook: &desired.NFTHook{Type: "filter", Hook: hookBridgeIn, Priority: priorityFirst}, Rules: []desired.NFTRule{
 		rule("to the node, which knows the policies", bridge, toGateway, accept()),
 		rule("past them", bridge, ether(etherIPv4), drop()),
 	}}

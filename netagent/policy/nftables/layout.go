@@ -140,6 +140,14 @@ func (o Options) pods(side expr.MetaKey, about string, address words, in, unknow
 	return out
 }
 
+// BaseChains names the chains by which packets come into our table.
+func BaseChains(f desired.NFTFamily) []string {
+	if f == desired.NFTBridge {
+		return []string{chainFromPods}
+	}
+	return []string{chainFromPods, chainToPods, chainToNode}
+}
+
 // layout is a table's comment: it ends in a digest of everything static.
 func layout(t *desired.NFTTable) string {
 	h := sha256.New()
