@@ -10,6 +10,8 @@ import (
 
 	"github.com/braidnet/braid/cni/antispoof"
 	"github.com/braidnet/braid/cni/ipam"
+	masq "github.com/braidnet/braid/cni/masquerade"
+	"github.com/braidnet/braid/cni/tables"
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/kernel/netns"
 	"github.com/containernetworking/cni/pkg/skel"
@@ -113,6 +115,9 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 	if err := meet(back, conf, node, bridge, host, inside, leases); err != nil {
 		return err
 	}
+	if err := masquerade(back, conf, ownerOf(args, id.name), leases); err != nil {
+		return err
+	}
 	if err := openPorts(back, conf, node, ownerOf(args, id.name), leases); err != nil {
 		return err
 	}
@@ -125,7 +130,7 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 // prepare makes what all pods of the network share. The bridge it returns is zero where there is none.
 func prepare(conf *config, node *link.Handle) (bridge link.Ref, err error) {
 	if !conf.Routed {
-		return link.EnsureBridge(node, link.Bridge{Name: conf.Bridge, MTU: conf.MTU, Addrs: gatewayAddrs(conf.Sets)})
+		return link.EnsureBridge(node, conf.bridgeOf())
 	}
 	_, err = link.EnsureUnreachable(node, subnets(conf.Sets))
 	return link.Ref{}, err
@@ -138,7 +143,7 @@ func hostEnd(conf *config, bridge link.Ref, v link.Veth, leases []ipam.Lease) li
 		v.Mark.Addrs = v.Routed.Addrs
 		return v
 	}
-	v.Bridge, v.Mark.Bridge = bridge.Index, bridge.Name
+	v.Bridge, v.Hairpin, v.Mark.Bridge = bridge.Index, conf.Options.Hairpin, bridge.Name
 	return v
 }
 
@@ -198,6 +203,18 @@ func guard(conf *config, pod antispoof.Pod) error {
 	return err
 }
 
+// masquerade has what the pod sends to elsewhere come from the node.
+func masquerade(back *undo, conf *config, owner tables.Owner, leases []ipam.Lease) error {
+	if !conf.Options.Masquerade {
+		return nil
+	}
+	back.push(func() error { _, err := masq.Tables.Take(owner.Link); return err })
+	if err := masq.Tables.Put(owner.Link, masq.Want(owner, addrsOf(leases), conf.network())); err != nil {
+		return fmt.Errorf("ipMasq: %w", err)
+	}
+	return nil
+}
+
 // refuseExisting keeps ADD from touching an interface that somebody else made
 // (specification, ADD: "error if an interface with the requested name exists").
 func refuseExisting(pod *netns.NS, args *skel.CmdArgs) error {
@@ -222,7 +239,7 @@ func configure(pod *netns.NS, conf *config, ifname string, leases []ipam.Lease) 
 			return err
 		}
 		defer h.Close()
-		want := link.Pod{IfName: ifname, Routes: podRoutes(conf.Routes, leases)}
+		want := link.Pod{IfName: ifname, Routes: podRoutes(conf, leases), Options: conf.Options.Inside}
 		for _, l := range leases {
 			want.Addrs = append(want.Addrs, l.Addr)
 		}
@@ -234,10 +251,10 @@ func configure(pod *netns.NS, conf *config, ifname string, leases []ipam.Lease) 
 	return inside, err
 }
 
-// podRoutes lists the routes of a pod: its gateways directly, everything else
-// through the first gateway of its family. Other pods are not on the link, so
-// that all traffic passes the node's services and policies.
-func podRoutes(extra []netip.Prefix, leases []ipam.Lease) []link.Route {
+// podRoutes lists the routes of a pod: its gateways directly, everything else through the first gateway of its family,
+// or only its own networks where the default route is somebody else's. Other pods are not on the link, so that all
+// traffic passes the node's services and policies.
+func podRoutes(conf *config, leases []ipam.Lease) []link.Route {
 	var direct, through []link.Route
 	add := func(list *[]link.Route, r link.Route) {
 		if !slices.Contains(*list, r) {
@@ -247,12 +264,21 @@ func podRoutes(extra []netip.Prefix, leases []ipam.Lease) []link.Route {
 	first := map[int]netip.Addr{} // gateway by length of address
 	for _, l := range leases {
 		add(&direct, link.Route{Dst: link.Host(l.Gateway)})
+		if conf.Options.NoDefault {
+			for _, p := range gatewayAddrs(conf.Sets) {
+				if p.Addr() == l.Gateway {
+					add(&through, link.Route{Dst: p.Masked(), Via: l.Gateway})
+				}
+			}
+		}
 		if _, ok := first[l.Addr.BitLen()]; !ok {
 			first[l.Addr.BitLen()] = l.Gateway
-			add(&through, link.Route{Dst: defaultRoute(l.Addr), Via: l.Gateway})
+			if !conf.Options.NoDefault {
+				add(&through, link.Route{Dst: defaultRoute(l.Addr), Via: l.Gateway})
+			}
 		}
 	}
-	for _, dst := range extra {
+	for _, dst := range conf.Routes {
 		add(&through, link.Route{Dst: dst, Via: first[dst.Addr().BitLen()]})
 	}
 	return append(direct, through...)

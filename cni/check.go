@@ -9,8 +9,10 @@ import (
 
 	"github.com/braidnet/braid/cni/antispoof"
 	"github.com/braidnet/braid/cni/ipam"
+	masq "github.com/braidnet/braid/cni/masquerade"
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/kernel/netns"
+	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 )
@@ -56,6 +58,9 @@ func check(args *skel.CmdArgs) error {
 	if err := checkGuard(&d, conf, args, mac, leases); err != nil {
 		return err
 	}
+	if err := checkMasquerade(&d, conf, args, leases); err != nil {
+		return err
+	}
 	if err := checkReservation(&d, conf, args, leases); err != nil {
 		return err
 	}
@@ -94,9 +99,22 @@ func checkPod(d *diffs, pod *netns.NS, conf *config, ifname, mac string, leases 
 			d.addf("address %s is missing on %s in the pod", link.Host(l.Addr), ifname)
 		}
 	}
-	for _, r := range podRoutes(conf.Routes, leases) {
+	for _, r := range podRoutes(conf, leases) {
 		if !slices.Contains(seen.Routes, r) {
 			d.addf("route %s is missing in the pod", r)
+		}
+	}
+	for _, s := range conf.Options.Inside.Sysctls {
+		err := pod.Do(func() error {
+			name := strings.ReplaceAll(s[0], "IFNAME", ifname)
+			value, err := sysctl.Get(name)
+			if err == nil && value != strings.TrimSpace(s[1]) {
+				d.addf("sysctl %s is %q in the pod, expected %q", name, value, s[1])
+			}
+			return err
+		})
+		if err != nil {
+			return 0, err
 		}
 	}
 	return seen.Index, nil
@@ -182,7 +200,7 @@ func checkBridge(d *diffs, conf *config, h *link.Handle, port link.Port) error {
 	case port.Index == 0:
 	case port.Bridge == 0 || port.Bridge != bridge.Index:
 		d.addf("%s is not a port of %s", port.Name, conf.Bridge)
-	case !port.Hairpin:
+	case conf.Options.Hairpin && !port.Hairpin:
 		d.addf("port %s of %s is not in hairpin mode", port.Name, conf.Bridge)
 	}
 	return nil
@@ -192,6 +210,16 @@ func checkMTU(d *diffs, name string, have, want int) {
 	if want != 0 && have != want {
 		d.addf("%s has mtu %d, expected %d", name, have, want)
 	}
+}
+
+func checkMasquerade(d *diffs, conf *config, args *skel.CmdArgs, leases []ipam.Lease) error {
+	if !conf.Options.Masquerade {
+		return nil
+	}
+	owner := ownerOf(args, "")
+	missing, err := masq.Tables.Lacks(masq.Want(owner, addrsOf(leases), conf.network()), "what masquerades "+owner.Link)
+	*d = append(*d, missing...)
+	return err
 }
 
 // checkReservation compares what IPAM has on disk.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -50,6 +49,7 @@ type config struct {
 	PolicyFirst  bool   // no pod is made before that agent has confirmed its policies
 	ReadyFile    string // there since pods can be reached; empty: always
 	DNS          types.DNS
+	Options      options
 	Prev         *types100.Result // nil unless chained or CHECK
 	Log          *slog.Logger
 }
@@ -57,6 +57,8 @@ type config struct {
 // rawConfig is the configuration as it is written. Option names below ipam are
 // those of host-local.
 type rawConfig struct {
+	rawOptions
+
 	CNIVersion string         `json:"cniVersion"`
 	Name       string         `json:"name"`
 	Type       string         `json:"type"`
@@ -82,6 +84,8 @@ type rawIPAM struct {
 	DataDir string       `json:"dataDir"`
 	Ranges  [][]rawRange `json:"ranges"`
 	Routes  []rawRoute   `json:"routes"`
+	// ResolvConf is a file of the node in the form of resolv.conf(5), the pod's DNS.
+	ResolvConf string `json:"resolvConf"`
 }
 
 type rawRange struct {
@@ -108,7 +112,10 @@ func parseConfig(data []byte) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := raw.base(data)
+	if err := unknown(data); err != nil {
+		return nil, err
+	}
+	c, err := raw.base()
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +154,7 @@ func parseForDelete(data []byte) (*config, error) {
 	if errors.As(err, &e) && e.Code == types.ErrDecodingFailure {
 		return nil, err
 	}
-	c, berr := raw.base(data)
+	c, berr := raw.base()
 	if err = errors.Join(err, berr); err != nil {
 		c.Log.Warn("configuration is not valid: removing the pod all the same", "err", err)
 	}
@@ -185,9 +192,8 @@ func kindName(t reflect.Type) string {
 
 // base checks what every verb needs. The configuration it returns is usable
 // for DEL also with an error: what could be understood is in it.
-func (raw rawConfig) base(data []byte) (*config, error) {
-	c := &config{CNIVersion: raw.CNIVersion, Name: raw.Name, Bridge: defaultBridge, DataDir: ipam.DefaultDir, ReadyFile: raw.ReadyFile, PolicySocket: raw.Policy, PolicyFirst: raw.First, DNS: raw.DNS,
-		AntiSpoofing: raw.AntiSpoof == nil || *raw.AntiSpoof}
+func (raw rawConfig) base() (*config, error) {
+	c := &config{CNIVersion: raw.CNIVersion, Name: raw.Name, Bridge: defaultBridge, DataDir: ipam.DefaultDir, ReadyFile: raw.ReadyFile, PolicySocket: raw.Policy, PolicyFirst: raw.First, DNS: raw.DNS}
 	level := slog.LevelInfo
 	lerr := level.UnmarshalText([]byte(cmp.Or(raw.LogLevel, "info")))
 	c.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
@@ -218,26 +224,12 @@ func (raw rawConfig) base(data []byte) (*config, error) {
 	if t := raw.IPAM.Type; t != "" && t != "braid" && t != "host-local" {
 		return c, invalid("ipam.type is %q: expected braid or host-local, or the key left out: addresses come from ipam.ranges", t)
 	}
-	logUnknown(c.Log, data)
-	return c, nil
-}
-
-// logUnknown names keys that mean nothing here. Runtimes and other plugins of
-// a chain add keys of their own, so they are no errors.
-func logUnknown(log *slog.Logger, data []byte) {
-	top := map[string]json.RawMessage{}
-	_ = json.Unmarshal(data, &top)
-	below := map[string]json.RawMessage{}
-	_ = json.Unmarshal(top["ipam"], &below)
-	report := func(where string, keys map[string]json.RawMessage, known ...string) {
-		for _, key := range slices.Sorted(maps.Keys(keys)) {
-			if !slices.Contains(known, key) {
-				log.Debug("key has no meaning to this plugin", "key", where+key)
-			}
-		}
+	var err error
+	if c.AntiSpoofing, err = raw.antiSpoofing(); err != nil {
+		return c, err
 	}
-	report("", top, "cniVersion", "name", "type", "mode", "bridge", "mtu", "logLevel", "dns", "args", "ipam", "prevResult", "capabilities", "readyFile", "policySocket", "policyFirst", "antiSpoofing", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments")
-	report("ipam.", below, "type", "dataDir", "ranges", "routes", "subnet", "rangeStart", "rangeEnd", "gateway")
+	c.Options, err = raw.check(c.Routed)
+	return c, err
 }
 
 func (raw rawIPAM) sets() ([]ipam.Set, error) {
@@ -289,9 +281,10 @@ func (raw rawIPAM) routes(sets []ipam.Set) ([]netip.Prefix, error) {
 	var list []netip.Prefix
 	for i, r := range raw.Routes {
 		dst, err := netip.ParsePrefix(r.Dst)
-		if err != nil || dst != dst.Masked() {
+		if err != nil {
 			return nil, invalid("ipam.routes[%d].dst is %q: expected a network such as 192.0.2.0/24", i, r.Dst)
 		}
+		dst = dst.Masked() // CRI-O's own configuration has host bits set
 		if !hasFamily(sets, dst.Addr()) {
 			return nil, invalid("ipam.routes[%d].dst is %s: expected a family that ipam.ranges has", i, dst)
 		}

@@ -37,7 +37,7 @@ func TestConfigDefaults(t *testing.T) {
 func TestConfigOfHostLocal(t *testing.T) {
 	c, err := parseConfig([]byte(conf(`"type": "host-local", "subnet": "10.1.0.0/16", "rangeStart": "10.1.2.3", "gateway": "10.1.0.254",
 		"ranges": [[{"subnet": "fd00::/64"}]], "routes": [{"dst": "192.0.2.0/24"}, {"dst": "::/0", "gw": "fd00::1"}],
-		"dataDir": "/somewhere", "unheard": 1`, `, "runtimeConfig": {}, "bridge": "br1", "mtu": 9000, "dns": {"nameservers": ["10.96.0.10"]}`)))
+		"dataDir": "/somewhere"`, `, "runtimeConfig": {}, "bridge": "br1", "mtu": 9000, "dns": {"nameservers": ["10.96.0.10"]}`)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func TestConfigErrorsNameKeyAndExpectation(t *testing.T) {
 		{conf(`"ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "10.0.0.0/16"}]]`, ""), 7, "ipam.ranges[1][0] is 10.0.0.1-10.0.255.254: expected no overlap"},
 		{conf(`"ranges": [[{"subnet": "::ffff:10.0.0.0/112"}]]`, ""), 7, "ipam.ranges[0][0].subnet"},
 		{conf(ranges4+`, "type": "dhcp"`, ""), 7, `ipam.type is "dhcp": expected braid or host-local`},
-		{conf(ranges4+`, "routes": [{"dst": "10.0.0.1/8"}]`, ""), 7, "ipam.routes[0].dst"},
+		{conf(ranges4+`, "routes": [{"dst": "10.0.0.1"}]`, ""), 7, "ipam.routes[0].dst"},
 		{conf(ranges4+`, "routes": [{"dst": "::/0"}]`, ""), 7, "expected a family that ipam.ranges has"},
 		{conf(ranges4+`, "routes": [{"dst": "10.0.0.0/8", "gw": "10.244.1.9"}]`, ""), 7, "expected the gateway of a range"},
 		{conf(ranges4, `, "mtu": "1450"`), 7, "mtu is of type string: expected a whole number"},
@@ -92,7 +92,7 @@ func TestPodRoutesOfTwoAddressesInAFamily(t *testing.T) {
 	lease := func(a, gw string) ipam.Lease {
 		return ipam.Lease{Addr: netip.MustParseAddr(a), Gateway: netip.MustParseAddr(gw)}
 	}
-	got := podRoutes([]netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("192.0.2.0/24")},
+	got := podRoutes(&config{Routes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("192.0.2.0/24")}},
 		[]ipam.Lease{lease("10.0.0.2", "10.0.0.1"), lease("10.1.0.2", "10.1.0.1"), lease("10.0.0.3", "10.0.0.1")})
 	var text []string
 	for _, r := range got {

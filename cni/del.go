@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/braidnet/braid/cni/antispoof"
 	"github.com/braidnet/braid/cni/ipam"
+	masq "github.com/braidnet/braid/cni/masquerade"
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/containernetworking/cni/pkg/skel"
 )
@@ -41,6 +42,9 @@ func unplug(conf *config, node *link.Handle, owner ipam.Owner) error {
 		return err
 	}
 	if _, err := antispoof.Remove(host); err != nil {
+		return err
+	}
+	if _, err := masq.Tables.Take(host); err != nil {
 		return err
 	}
 	freed, err := ipam.Open(conf.DataDir, conf.Name, conf.Log).Release(owner)

@@ -3,6 +3,7 @@ package main
 import (
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 
 	"github.com/braidnet/braid/cni/ipam"
@@ -38,12 +39,18 @@ func (c *config) request(raw rawConfig) error {
 		key string
 		ips []string
 		mac string
-	}{{"args.cni.", raw.Args.CNI.IPs, raw.Args.CNI.MAC}, {"runtimeConfig.", raw.Runtime.IPs, raw.Runtime.MAC}} {
+	}{{"", nil, raw.MAC}, {"args.cni.", raw.Args.CNI.IPs, raw.Args.CNI.MAC}, {"runtimeConfig.", raw.Runtime.IPs, raw.Runtime.MAC}} {
 		if err := c.askIPs(from.key+"ips", from.ips); err != nil {
 			return err
 		}
 		if err := c.askMAC(from.key+"mac", from.mac); err != nil {
 			return err
+		}
+	}
+	if file := raw.IPAM.ResolvConf; file != "" && c.DNS.IsEmpty() {
+		var err error
+		if c.DNS, err = resolvConf(file); err != nil {
+			return invalid("ipam.resolvConf: %v", err)
 		}
 	}
 	if d := raw.Runtime.DNS; len(d.Servers)+len(d.Searches)+len(d.Options) > 0 {
@@ -113,4 +120,29 @@ func setOf(sets []ipam.Set, a netip.Addr) (int, bool) {
 		}
 	}
 	return 0, false
+}
+
+// resolvConf reads a resolv.conf(5): of words that come again the last counts, but for name servers.
+func resolvConf(file string) (d types.DNS, err error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return d, err
+	}
+	for line := range strings.Lines(string(data)) {
+		words := strings.Fields(line)
+		if len(words) < 2 || strings.ContainsAny(words[0][:1], "#;") {
+			continue
+		}
+		switch words[0] {
+		case "nameserver":
+			d.Nameservers = append(d.Nameservers, words[1])
+		case "domain":
+			d.Domain = words[1]
+		case "search":
+			d.Search = words[1:]
+		case "options":
+			d.Options = append(d.Options, words[1:]...)
+		}
+	}
+	return d, nil
 }

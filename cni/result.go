@@ -38,7 +38,7 @@ func result(conf *config, sandbox string, links []link.Ref, leases []ipam.Lease)
 	if full {
 		r.Interfaces[pod-1].Mtu, r.Interfaces[pod].Mtu = conf.MTU, conf.MTU
 	}
-	for _, route := range podRoutes(conf.Routes, leases) {
+	for _, route := range podRoutes(conf, leases) {
 		if route.Via.IsValid() {
 			r.Routes = append(r.Routes, &types.Route{Dst: *link.IPNet(route.Dst), GW: route.Via.AsSlice()})
 		} else if full {

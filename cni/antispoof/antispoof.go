@@ -16,7 +16,6 @@ import (
 
 	"github.com/braidnet/braid/cni/tables"
 	"github.com/braidnet/braid/internal/desired"
-	"github.com/braidnet/braid/internal/kernel/nft"
 	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -149,35 +148,11 @@ func LinkLocal(mac net.HardwareAddr) netip.Addr {
 // ErrNone says that the kernel has no nftables for bridges.
 var ErrNone = errors.New("the kernel has no nftables for bridges (module nft_meta_bridge and its like)")
 
+func (p Pod) want(desired.NFTFamily) []desired.NFTElement { return p.elements() }
+
 // Guard lets the pod's interface send from its addresses only.
 func Guard(p Pod) error {
-	want, group := p.elements(), p.group()
-	conn, err := tables.Open()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	// Names of links are in the keys, so pods cannot get in each other's way, and need not wait for each other.
-	whole, quick := true, []desired.NFTOp(nil)
-	for i := range group {
-		t := &group[i]
-		comment, err := conn.Comment(t.Family, t.Name)
-		whole = whole && err == nil && comment == t.Comment
-		quick = append(quick, tables.Contents{t.Family: {}}.Change(t, want, false)...)
-	}
-	if whole && conn.Apply(quick) == nil {
-		return nil
-	}
-	err = group.Edit(func(have tables.Contents) (ops []desired.NFTOp, err error) {
-		for i := range group {
-			var others []desired.NFTElement
-			if c := have[group[i].Family]; c != nil {
-				_, others = tables.Of(p.Owner.Link, c.Elements)
-			}
-			ops = append(ops, have.Change(&group[i], append(others, want...), true)...)
-		}
-		return ops, nil
-	})
+	err := p.group().Put(p.Owner.Link, p.want)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.ENOENT) || errors.Is(err, tables.ErrNone) {
 		return fmt.Errorf("%w: %w", ErrNone, err)
 	}
@@ -187,66 +162,16 @@ func Guard(p Pod) error {
 // Remove forgets a link, which must be gone by then, since nobody guards it any more. It says how many
 // elements that were.
 func Remove(link string) (removed int, err error) {
-	conn, err := tables.Open()
-	if errors.Is(err, tables.ErrNone) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
 	for _, g := range []tables.Group{Tables, RoutedTables} {
-		for i := range g {
-			n, err := remove(conn, &g[i], link)
-			removed += n
-			if err != nil {
-				return removed, err
-			}
+		n, err := g.Take(link)
+		if removed += n; err != nil {
+			return removed, err
 		}
 	}
 	return removed, nil
 }
 
-func remove(conn *nft.Conn, t *desired.NFTTable, link string) (removed int, err error) {
-	for {
-		have, err := tables.Group{*t}.Read(conn)
-		if err != nil || have[t.Family] == nil {
-			return 0, err
-		}
-		its, others := tables.Of(link, have[t.Family].Elements)
-		if len(its) == 0 {
-			return 0, nil
-		}
-		err = conn.Apply(have.Change(t, others, false))
-		if !errors.Is(err, unix.ENOENT) { // else somebody else removed them meanwhile
-			return len(its), err
-		}
-	}
-}
-
 // Missing says what is not in the kernel of what Guard put there.
 func Missing(p Pod) (missing []string, err error) {
-	conn, err := tables.Open()
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	group := p.group()
-	have, err := group.Read(conn)
-	if err != nil {
-		return nil, err
-	}
-	for i := range group {
-		t := &group[i]
-		if text := tables.Damage(t, have[t.Family]); text != "" {
-			missing = append(missing, fmt.Sprintf("nftables table %s %s: %s", t.Family, t.Name, text))
-			continue
-		}
-		for _, e := range p.elements() {
-			if !have.Holds(t.Family, e) {
-				missing = append(missing, fmt.Sprintf("set %s of nftables table %s %s lacks what %s may send from", e.Set, t.Family, t.Name, p.Owner.Link))
-			}
-		}
-	}
-	return missing, nil
+	return p.group().Lacks(p.want, "what "+p.Owner.Link+" may send from")
 }

@@ -98,7 +98,7 @@ func (n *linkNode) pod() {
 		if bridge, err = link.EnsureBridge(h, link.Bridge{Name: link.PodBridge, MTU: n.spec.MTU, Addrs: gateways}); err != nil {
 			return err
 		}
-		v.Bridge, v.Mark.Bridge = bridge.Index, bridge.Name
+		v.Bridge, v.Hairpin, v.Mark.Bridge = bridge.Index, true, bridge.Name
 		_, err = link.AddVeth(h, v)
 		return err
 	})

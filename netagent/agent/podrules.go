@@ -15,6 +15,7 @@ import (
 
 	"github.com/braidnet/braid/cni/antispoof"
 	"github.com/braidnet/braid/cni/hostport"
+	"github.com/braidnet/braid/cni/masquerade"
 	"github.com/braidnet/braid/cni/tables"
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/link"
@@ -47,7 +48,7 @@ type tableKey struct {
 	name   string
 }
 
-var podTables = []tables.Group{hostport.Tables, antispoof.Tables, antispoof.RoutedTables}
+var podTables = []tables.Group{hostport.Tables, antispoof.Tables, antispoof.RoutedTables, masquerade.Tables}
 
 func newPodRules(runDir string, log *slog.Logger) (*podRules, error) {
 	h, err := link.OpenAt(-1)
@@ -115,7 +116,8 @@ func (p *podRules) repair() (changes []string, err error) {
 	for _, name := range dead {
 		_, err := ports.Remove(name)
 		_, err2 := antispoof.Remove(name)
-		if err = errors.Join(err, err2); err != nil {
+		_, err3 := masquerade.Tables.Take(name)
+		if err = errors.Join(err, err2, err3); err != nil {
 			return changes, err
 		}
 		changes = append(changes, "removed what belonged to "+name+": there is no such link")

@@ -37,6 +37,17 @@ type Pod struct {
 	IfName string
 	Addrs  []netip.Addr // added as /32 and /128, so nothing but Routes is reachable
 	Routes []Route      // in order: a gateway's own route comes before those through it
+
+	Options PodOptions
+}
+
+// PodOptions are what few pods need.
+type PodOptions struct {
+	DAD          bool // IPv6 addresses wait for duplicate address detection
+	Promisc      bool
+	AllMulticast bool
+	TxQueue      *int        // length, packets; nil: the kernel's
+	Sysctls      [][2]string // path below /proc/sys and value; IFNAME stands for the interface
 }
 
 // ConfigurePod brings up loopback and the pod's interface with its addresses
@@ -57,8 +68,11 @@ func ConfigurePod(h *netlink.Handle, p Pod) (Ref, error) {
 	if err := podSysctls(p); err != nil {
 		return Ref{}, err
 	}
+	if err := p.Options.apply(h, l); err != nil {
+		return Ref{}, err
+	}
 	for _, a := range p.Addrs {
-		if err := addAddr(h, l, Host(a)); err != nil {
+		if err := putAddr(h, l, Host(a), p.Options.DAD); err != nil {
 			return Ref{}, err
 		}
 	}
@@ -70,7 +84,60 @@ func ConfigurePod(h *netlink.Handle, p Pod) (Ref, error) {
 			return Ref{}, err
 		}
 	}
+	if p.Options.DAD {
+		if err := waitUnique(h, l); err != nil {
+			return Ref{}, err
+		}
+	}
 	return refOf(l), WaitLocal(h, p.Addrs...)
+}
+
+// apply sets what does not belong to addresses and routes.
+func (o PodOptions) apply(h *netlink.Handle, l netlink.Link) error {
+	name := l.Attrs().Name
+	if o.Promisc {
+		if err := h.SetPromiscOn(l); err != nil {
+			return fmt.Errorf("make %s promiscuous in the pod: %w", name, err)
+		}
+	}
+	if o.AllMulticast {
+		if err := h.LinkSetAllmulticastOn(l); err != nil {
+			return fmt.Errorf("have %s take all multicast in the pod: %w", name, err)
+		}
+	}
+	if o.TxQueue != nil {
+		if err := h.LinkSetTxQLen(l, *o.TxQueue); err != nil {
+			return fmt.Errorf("set the queue length of %s in the pod to %d: %w", name, *o.TxQueue, err)
+		}
+	}
+	for _, s := range o.Sysctls {
+		if _, err := sysctl.Set(strings.ReplaceAll(s[0], "IFNAME", name), s[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// waitUnique waits until duplicate address detection is over.
+func waitUnique(h *netlink.Handle, l netlink.Link) error {
+	var open []string
+	done, err := poll(func() (bool, error) {
+		list, err := Dump(func() ([]netlink.Addr, error) { return h.AddrList(l, unix.AF_INET6) })
+		open = nil
+		for _, a := range list {
+			if a.Flags&unix.IFA_F_DADFAILED != 0 {
+				return false, fmt.Errorf("somebody else on the link of %s has address %s", l.Attrs().Name, a.IPNet)
+			}
+			if a.Flags&unix.IFA_F_TENTATIVE != 0 {
+				open = append(open, a.IPNet.String())
+			}
+		}
+		return len(open) == 0, err
+	})
+	if err == nil && !done {
+		err = fmt.Errorf("duplicate address detection of %v is not over after %s", open, pollLimit)
+	}
+	return err
 }
 
 // podSysctls keeps routers and redirects on the network from changing the
@@ -92,7 +159,7 @@ func podSysctls(p Pod) error {
 			sysctlValue{"net/ipv6/conf/lo/disable_ipv6", "0"},
 			sysctlValue{conf + "/disable_ipv6", "0"},
 			sysctlValue{conf + "/addr_gen_mode", "0"}, // a link-local address that follows from the MAC
-			sysctlValue{conf + "/accept_dad", "0"},
+			sysctlValue{conf + "/accept_dad", map[bool]string{false: "0", true: "1"}[p.Options.DAD]},
 			sysctlValue{conf + "/accept_ra", "0"},
 			sysctlValue{conf + "/accept_redirects", "0"})
 	}
@@ -180,8 +247,13 @@ func DeleteNeigh(h *netlink.Handle, bridge string, a netip.Addr) error {
 }
 
 func addAddr(h *netlink.Handle, l netlink.Link, p netip.Prefix) error {
+	return putAddr(h, l, p, false)
+}
+
+// putAddr adds an address, with dad only when nobody on the link has it.
+func putAddr(h *netlink.Handle, l netlink.Link, p netip.Prefix, dad bool) error {
 	a := &netlink.Addr{IPNet: IPNet(p)}
-	if p.Addr().Is6() {
+	if p.Addr().Is6() && !dad {
 		a.Flags = unix.IFA_F_NODAD
 	}
 	if err := h.AddrAdd(l, a); err != nil {

@@ -23,7 +23,9 @@ type Bridge struct {
 	Addrs []netip.Prefix // gateway addresses with the length of the subnet
 	// MAC that an existing bridge is given, too; nil: one that is there is left, and a new one gets one that
 	// follows from the name and Addrs.
-	MAC net.HardwareAddr
+	MAC     net.HardwareAddr
+	Force   bool // other addresses of the families of Addrs go
+	Promisc bool
 }
 
 // Ref is what is known of an interface once it exists.
@@ -67,12 +69,41 @@ func EnsureBridge(h *netlink.Handle, want Bridge) (Ref, error) {
 			return Ref{}, err
 		}
 	}
+	if want.Force {
+		if err := dropAddrs(h, l, want.Addrs); err != nil {
+			return Ref{}, err
+		}
+	}
+	if want.Promisc && l.Attrs().Promisc == 0 {
+		if err := h.SetPromiscOn(l); err != nil {
+			return Ref{}, fmt.Errorf("make bridge %s promiscuous: %w", want.Name, err)
+		}
+	}
 	if l.Attrs().Flags&net.FlagUp == 0 {
 		if err := h.LinkSetUp(l); err != nil {
 			return Ref{}, fmt.Errorf("bring up bridge %s: %w", want.Name, err)
 		}
 	}
 	return refOf(l), nil
+}
+
+// dropAddrs removes the addresses of the families of keep that are not in it, save link-local ones.
+func dropAddrs(h *netlink.Handle, l netlink.Link, keep []netip.Prefix) error {
+	has := families(keep)
+	list, err := Dump(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list addresses of bridge %s: %w", l.Attrs().Name, err)
+	}
+	for _, a := range list {
+		p := Netip(a.IPNet)
+		if !has[familyOf(p.Addr())] || slices.Contains(keep, p) || p.Addr().IsLinkLocalUnicast() {
+			continue
+		}
+		if err := h.AddrDel(l, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("remove address %s from bridge %s: %w", p, l.Attrs().Name, err)
+		}
+	}
+	return nil
 }
 
 // RepairBridge is EnsureBridge for a bridge that somebody may have changed by hand: it also says what it did, each

@@ -64,14 +64,15 @@ func OpenAt(fd int) (*netlink.Handle, error) {
 
 // Veth describes a pair of interfaces between the node and a pod.
 type Veth struct {
-	Host   string // name of the node's end
-	Pod    string // name of the end in the pod
-	PodMAC net.HardwareAddr
-	PodNS  int    // descriptor of the pod's namespace
-	Bridge int    // index of the bridge; 0: none, the pod is routed
-	Routed Routed // how, then
-	MTU    int    // of both ends, bytes; 0 leaves it to the kernel
-	Mark   Mark   // shown by `ip link` at the host end
+	Host    string // name of the node's end
+	Pod     string // name of the end in the pod
+	PodMAC  net.HardwareAddr
+	PodNS   int    // descriptor of the pod's namespace
+	Hairpin bool   // as a port of the bridge
+	Bridge  int    // index of the bridge; 0: none, the pod is routed
+	Routed  Routed // how, then
+	MTU     int    // of both ends, bytes; 0 leaves it to the kernel
+	Mark    Mark   // shown by `ip link` at the host end
 }
 
 // AddVeth makes the pair with the pod's end directly in the pod's namespace,
@@ -101,7 +102,7 @@ func AddVeth(h *netlink.Handle, v Veth) (host Ref, err error) {
 	if v.Bridge == 0 {
 		err = connectRouted(h, l, v.Routed)
 	} else {
-		err = connectPort(h, l)
+		err = connectPort(h, l, v.Hairpin)
 	}
 	if err != nil {
 		return Ref{}, err
@@ -114,9 +115,11 @@ func AddVeth(h *netlink.Handle, v Veth) (host Ref, err error) {
 
 // connectPort brings up a bridge port. A pod may reach itself through its own service: with br_netfilter at work the
 // address is translated while the bridge holds the packet, which then has to leave by the port it came in.
-func connectPort(h *netlink.Handle, l netlink.Link) error {
-	if err := h.LinkSetHairpin(l, true); err != nil {
-		return fmt.Errorf("set hairpin mode on bridge port %s: %w", l.Attrs().Name, err)
+func connectPort(h *netlink.Handle, l netlink.Link, hairpin bool) error {
+	if hairpin {
+		if err := h.LinkSetHairpin(l, true); err != nil {
+			return fmt.Errorf("set hairpin mode on bridge port %s: %w", l.Attrs().Name, err)
+		}
 	}
 	if err := h.LinkSetUp(l); err != nil {
 		return fmt.Errorf("bring up host veth %s: %w", l.Attrs().Name, err)

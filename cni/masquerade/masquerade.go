@@ -1,0 +1,68 @@
+// Package masquerade is option `ipMasq`, for nodes without an agent, which does it otherwise: what a pod sends to
+// elsewhere has an address of the node there. Tables `ip braid-masquerade` and `ip6 braid-masquerade`, see package tables.
+package masquerade
+
+import (
+	"net/netip"
+
+	"github.com/braidnet/braid/cni/tables"
+	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/kernel/link"
+	"github.com/google/nftables/expr"
+)
+
+// TableName is the name of the tables, one for each family.
+const TableName = "braid-masquerade"
+
+const (
+	setPods = "pods"
+	setNear = "near"
+
+	hookPostrouting = 4   // NF_INET_POST_ROUTING
+	prioritySource  = 100 // NF_IP_PRI_NAT_SRC
+)
+
+// Tables are the tables.
+var Tables = tables.Group{table(desired.NFTIPv4, desired.NFTIPv4Addr, 12, 16), table(desired.NFTIPv6, desired.NFTIPv6Addr, 8, 24)}
+
+func table(family desired.NFTFamily, addr desired.NFTType, source, destination uint32) desired.NFTTable {
+	from := tables.Payload(expr.PayloadBaseNetworkHeader, source, uint32(addr.Bytes))
+	out := tables.Meta(expr.MetaKeyOIFNAME, 16)
+	accept := tables.Verdict(expr.VerdictAccept)
+	group, bits := tables.Mask(0xf0, 0, 0, 0), []byte{0xe0, 0, 0, 0} // 224.0.0.0/4
+	if family == desired.NFTIPv6 {
+		group, bits = tables.Mask(0xff, 0, 0, 0), []byte{0xff, 0, 0, 0} // ff00::/8
+	}
+	multicast := append(tables.Key(tables.Payload(expr.PayloadBaseNetworkHeader, destination, 4)), group...)
+	multicast = append(multicast, tables.Compare(expr.CmpOpEq, bits...)...)
+	return tables.Seal(desired.NFTTable{
+		Family: family, Name: TableName,
+		Sets: []desired.NFTSet{
+			{Name: setPods, Key: []desired.NFTType{addr}, Comment: "who is masqueraded"},
+			{Name: setNear, Key: []desired.NFTType{addr, desired.NFTIfName}, Comment: "and not where it leaves by this link, that of its own network"},
+		},
+		Chains: []desired.NFTChain{{Name: "postrouting", Hook: &desired.NFTHook{Type: "nat", Hook: hookPostrouting, Priority: prioritySource}, Rules: []desired.NFTRule{
+			tables.Rule("to another pod", tables.Is(tables.Meta(expr.MetaKeyOIFNAME, 16), []byte(link.VethPrefix)...), accept),
+			tables.Rule("within its network", tables.Key(from, out), tables.In(setNear), accept),
+			tables.Rule("to many", multicast, accept),
+			tables.Rule("a pod, to elsewhere", tables.Key(from), tables.In(setPods), tables.Words{&expr.Masq{FullyRandom: true}}),
+		}}},
+	}, "masquerading of pods")
+}
+
+// Want lists a pod's elements. The link is that of its network: the bridge, or empty for a routed pod.
+func Want(owner tables.Owner, addrs []netip.Addr, network string) tables.Want {
+	return func(f desired.NFTFamily) (out []desired.NFTElement) {
+		for _, a := range addrs {
+			if a.Is4() != (f == desired.NFTIPv4) {
+				continue
+			}
+			key := string(a.AsSlice())
+			out = append(out, desired.NFTElement{Set: setPods, Key: key, Comment: owner.Comment()})
+			if network != "" {
+				out = append(out, desired.NFTElement{Set: setNear, Key: key + string(append([]byte(network), make([]byte, 16-len(network))...)), Comment: owner.Comment()})
+			}
+		}
+		return out
+	}
+}
