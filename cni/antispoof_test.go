@@ -95,6 +95,10 @@ func (l *liar) forgeries() (list []forgery) {
 		ipv6(0, local, nodes, append([]byte{unix.IPPROTO_ICMPV6, 0, 1, 4, 0, 0, 0, 0}, hidden[40:]...)))
 	add("an ICMPv6 redirect", l.others, l.own, unix.ETH_P_IPV6, icmpv6(me6, you6, append(append([]byte{137, 0, 0, 0, 0, 0, 0, 0}, me6.AsSlice()...), out6.AsSlice()...)...))
 	add("an ICMP redirect", l.others, l.own, unix.ETH_P_IP, ipv4(1, me4, you4, append([]byte{5, 1, 0, 0, 10, 244, 1, 2}, ipv4(17, you4, out4, udp)...)))
+	dhcp := func(from, to byte, high byte) []byte { return append([]byte{high, from, high, to, 0, 16, 0, 0}, make([]byte, 8)...) }
+	add("a DHCP server's answer", l.others, l.own, unix.ETH_P_IP, ipv4(17, me4, you4, dhcp(67, 68, 0)))
+	add("a DHCPv6 server's answer", l.others, l.own, unix.ETH_P_IPV6, ipv6(17, local, you6, dhcp(0x23, 0x22, 2)))
+	add("IPv6 from a mapped IPv4 address", l.gateway, l.own, unix.ETH_P_IPV6, ipv6(17, a("::ffff:10.244.1.2"), gw6, udp))
 	add("something that is not IP", l.others, l.own, 0x88cc, make([]byte, 46))
 	return list
 }
@@ -145,6 +149,43 @@ func TestHonestPodsNoticeNothing(t *testing.T) {
 	l.h.Exec(t, "ping", "-n", "-c", "1", "-W", "5", "fd00:10:244:1::2")
 	l.pod.ping(t, "10.244.1.3")
 	l.pod.ping(t, "fd00:10:244:1::3")
+	// Errors about what others sent: the other pod asks a port where nobody listens.
+	for _, to := range []string{"10.244.1.2", "fd00:10:244:1::2"} {
+		refused(t, l.victim.NS, "udp", net.JoinHostPort(to, "9"))
+		refused(t, l.h.NS, "udp", net.JoinHostPort(to, "9"))
+		refused(t, l.pod.NS, "tcp", net.JoinHostPort(strings.TrimSuffix(to, "2")+"1", "9"))
+	}
+	// An announcement by ARP, and group membership of both families.
+	announce := append([]byte{0, 1, 8, 0, 6, 4, 0, 1}, l.own...)
+	announce = append(append(announce, 10, 244, 1, 2, 0, 0, 0, 0, 0, 0, 10, 244, 1, 2), make([]byte, 18)...)
+	me, you := netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("10.244.1.3")
+	behind := ether(l.others, l.own, unix.ETH_P_IP, ipv4(17, me, you, []byte{0x9c, 0x40, 0x00, 0x36, 0, 8, 0, 0}))
+	if all := (net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}); !l.arrives(t, sniff(t, l.victim.NS, "eth0"), ether(all, l.own, unix.ETH_P_ARP, announce), behind) {
+		t.Error("a pod cannot announce its address")
+	}
+	for group, kind := range map[string][]byte{"239.1.2.3": {0x08, 0x00, 0x46}, "ff05::1:3": {0x86, 0xdd, 0x60}} { // IPv4 with options is IGMP
+		at := sniff(t, l.h.NS, "braid0")
+		var member *net.UDPConn
+		l.pod.Run(t, func() error {
+			dev, err := net.InterfaceByName("eth0")
+			if err != nil {
+				return err
+			}
+			member, err = net.ListenMulticastUDP("udp", dev, net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(group), 5353)))
+			return err
+		})
+		defer member.Close()
+		_ = at.SetReadDeadline(time.Now().Add(5 * time.Second))
+		for buf := make([]byte, 2048); ; {
+			n, err := at.Read(buf)
+			if err != nil {
+				t.Fatalf("no report about group %s: %v", group, err)
+			}
+			if n > 38 && bytes.Equal(buf[12:15], kind) && (buf[14] == 0x46 || buf[20] == 0 && n > 62 && buf[62] == 143) {
+				break
+			}
+		}
+	}
 	// An address taken down and up again: duplicate address detection asks from no address.
 	l.pod.Sysctl(t, "net/ipv6/conf/eth0/accept_dad", "1")
 	at := sniff(t, l.h.NS, "braid0")

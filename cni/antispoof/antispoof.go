@@ -8,6 +8,7 @@
 package antispoof
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -75,8 +76,10 @@ func table() desired.NFTTable {
 			}},
 			{Name: "from-pod", Rules: []desired.NFTRule{
 				tables.Rule("a pod is no router", is(unix.ETH_P_IP), icmp(unix.IPPROTO_ICMP, icmpRedirect), drop),
+				tables.Rule("a pod is no DHCP server", is(unix.ETH_P_IP), answers(67, 68), drop),
 				tables.Rule("from an address of the pod", is(unix.ETH_P_IP), tables.Key(link, mac, network(source4, 4)), tables.In(setSources4), accept),
 				tables.Rule("", is(unix.ETH_P_IPV6), tables.Is(tables.Protocol, unix.IPPROTO_ICMPV6), tables.Jump("icmpv6")),
+				tables.Rule("a pod is no DHCP server", is(unix.ETH_P_IPV6), answers(547, 546), drop),
 				tables.Rule("from an address of the pod", is(unix.ETH_P_IPV6), tables.Key(link, mac, network(source6, 16)), tables.In(setSources6), accept),
 				tables.Rule("ARP for an address of the pod", is(unix.ETH_P_ARP),
 					tables.Key(link, mac, network(arpSender, 4)), tables.In(setSources4),
@@ -90,6 +93,13 @@ func table() desired.NFTTable {
 			}},
 		},
 	}, "anti-spoofing")
+}
+
+// answers matches UDP from a port to a port: what a DHCP server tells clients (RFC 2131 §4.1, RFC 8415 §7.2). Relays,
+// which ask servers elsewhere, are answered at another port.
+func answers(from, to uint16) tables.Words {
+	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, from), to)
+	return append(tables.Is(tables.Protocol, unix.IPPROTO_UDP), tables.Is(tables.Payload(expr.PayloadBaseTransportHeader, 0, 4), ports...)...)
 }
 
 // Pod is what one interface of a pod may send from.

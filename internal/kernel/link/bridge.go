@@ -218,21 +218,24 @@ func bridgeMAC(b Bridge) net.HardwareAddr {
 // neighbour directly, past the node (the kernel also wants conf/all off for
 // that, which is a matter of the whole node and so not done here), and
 // duplicate address detection, which would hold up the first pod by a second.
-// The node takes neither redirects nor router advertisements from pods.
+// The node takes neither redirects nor router advertisements from pods, and no routes in their packets. (IPv4 redirects are taken
+// where either conf/all or the device says so and the machine is no router; a node is one.)
 func bridgeSysctls(b Bridge) error {
 	has := families(b.Addrs)
 	var set []sysctlValue
 	if has[unix.AF_INET] {
 		set = append(set,
 			sysctlValue{"net/ipv4/conf/" + b.Name + "/send_redirects", "0"},
-			sysctlValue{"net/ipv4/conf/" + b.Name + "/accept_redirects", "0"})
+			sysctlValue{"net/ipv4/conf/" + b.Name + "/accept_redirects", "0"},
+			sysctlValue{"net/ipv4/conf/" + b.Name + "/accept_source_route", "0"})
 	}
 	if has[unix.AF_INET6] {
 		set = append(set,
 			sysctlValue{"net/ipv6/conf/" + b.Name + "/disable_ipv6", "0"},
 			sysctlValue{"net/ipv6/conf/" + b.Name + "/accept_dad", "0"},
 			sysctlValue{"net/ipv6/conf/" + b.Name + "/accept_ra", "0"},
-			sysctlValue{"net/ipv6/conf/" + b.Name + "/accept_redirects", "0"})
+			sysctlValue{"net/ipv6/conf/" + b.Name + "/accept_redirects", "0"},
+			sysctlValue{"net/ipv6/conf/" + b.Name + "/accept_source_route", "0"})
 	}
 	return setSysctls(set)
 }
