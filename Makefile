@@ -91,13 +91,18 @@ oracle: deps ## compare our CoreDNS with the stock one, query by query, our serv
 	cd test/oracle/services && go test -v -count=1 -timeout 90m . -oracle.clusters 2000
 
 .PHONY: bench
-bench: ## run the small benchmarks; bench-services measures the whole program beside its peer
+bench: ## run the small benchmarks; bench-services and bench-policy measure the whole program beside a peer
 	go test -run '^$$' -bench . -benchmem ./internal/... ./netagent/... ./plugin/...
 
 # More: `make bench-services ARGS=-full`, or what `go run ./test/bench/services --help` says.
 .PHONY: bench-services
 bench-services: build deps ## measure services beside kube-proxy, both modes (root, builds kube-proxy; ARGS=-full for hours)
 	go run ./test/bench/services $(ARGS)
+
+# More: `go run ./test/bench/policy --help`.
+.PHONY: bench-policy
+bench-policy: build deps ## measure policy enforcement beside a peer (root, ten minutes)
+	go run ./test/bench/policy $(ARGS)
 
 # More: what `go run ./test/bench/dns --help` says, such as ARGS="--services 10000 --cases nothing" for memory.
 .PHONY: bench-dns

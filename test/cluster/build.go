@@ -22,6 +22,8 @@ const (
 	// Parts that stand beside Braid's. Their programs' names in the cache folder end in the version.
 	coreDNSVersion = "v1.15.0"
 	pluginsVersion = "v1.9.1"
+	// What `make bench-policy` measures beside ours.
+	networkPoliciesVersion = "v1.1.1"
 )
 
 func versionKey() string {
@@ -164,7 +166,7 @@ func runBuild(ctx context.Context, args []string) error {
 
 // buildOnly makes some programs, also those that no cluster needs, and prints where they are.
 func buildOnly(ctx context.Context, o *options, names []string) error {
-	all := append(programs(), stockPrograms()...)
+	all := append(append(programs(), stockPrograms()...), networkPolicies)
 	for _, name := range names {
 		i := slices.IndexFunc(all, func(p program) bool { return p.name == name })
 		if i < 0 {

@@ -14,6 +14,8 @@ func TestVersionsAgree(t *testing.T) {
 		"containerd": {"github.com/containerd/containerd/v2 " + containerdVersion},
 		"coredns":    {"github.com/coredns/coredns " + coreDNSVersion},
 		"cni":        {"github.com/containernetworking/plugins " + pluginsVersion},
+
+		"networkpolicies": {"sigs.k8s.io/kube-network-policies " + networkPoliciesVersion},
 	} {
 		data, err := os.ReadFile("build/" + module + "/go.mod")
 		if err != nil {

@@ -22,7 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// Object is a *corev1.Namespace, *corev1.Node, *corev1.Service, *discoveryv1.EndpointSlice or *networkingv1.ServiceCIDR.
+// Object is a *corev1.Namespace, *corev1.Node, *corev1.Pod, *corev1.Service, *discoveryv1.EndpointSlice,
+// *networkingv1.ServiceCIDR or *networkingv1.NetworkPolicy.
 type Object interface {
 	metav1.Object
 	Marshal() ([]byte, error)
@@ -149,6 +150,8 @@ func resourceOf(o Object) string {
 		return "endpointslices"
 	case *networkingv1.ServiceCIDR:
 		return "servicecidrs"
+	case *networkingv1.NetworkPolicy:
+		return "networkpolicies"
 	}
 	panic(fmt.Sprintf("bulkapi has no place for a %T", o))
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"github.com/braidnet/braid/test/bench/process"
 )
 
 // limits bound what one cell may cost.
@@ -27,7 +29,7 @@ type run struct {
 	world   *world
 	cluster *cluster
 	subject subject
-	proc    *process
+	proc    *process.Process
 	dir     string
 	probe   *probe
 	limits  limits
@@ -52,7 +54,7 @@ func newRun(s subject, at shape, l limits) (*run, error) {
 
 func (r *run) close() {
 	if r.proc != nil {
-		r.proc.stop()
+		r.proc.Stop()
 	}
 	r.world.close()
 	os.RemoveAll(r.dir)
@@ -60,7 +62,7 @@ func (r *run) close() {
 
 func (r *run) start() (err error) {
 	if r.proc, err = r.subject.start(r.world.node, r.world.api.URL(), r.dir); err == nil {
-		r.probe.ended = r.proc.done
+		r.probe.ended = r.proc.Done
 	}
 	return err
 }
@@ -83,19 +85,19 @@ func (r *run) cold() (time.Duration, error) {
 	}
 	var last time.Time
 	for _, i := range r.sample() {
-		came, err := r.await(vip(i), r.limits.cold-time.Since(r.proc.begun), byAny)
+		came, err := r.await(vip(i), r.limits.cold-time.Since(r.proc.Begun), byAny)
 		if err != nil {
 			return 0, err
 		}
 		last = came
 	}
-	return last.Sub(r.proc.begun), nil
+	return last.Sub(r.proc.Begun), nil
 }
 
 // restart ends the subject, changes the last service meanwhile, and returns how long the next start took
 // until that was in force.
 func (r *run) restart() (time.Duration, error) {
-	r.proc.stop()
+	r.proc.Stop()
 	last := r.cluster.services - 1
 	pod, err := r.cluster.change(last)
 	if err != nil {
@@ -105,13 +107,13 @@ func (r *run) restart() (time.Duration, error) {
 		return 0, err
 	}
 	came, err := r.await(vip(last), r.limits.cold, by(pod))
-	return came.Sub(r.proc.begun), err
+	return came.Sub(r.proc.Begun), err
 }
 
 func (r *run) await(to netip.Addr, limit time.Duration, wanted func(outcome) bool) (time.Time, error) {
 	came, err := r.probe.await(to, limit, wanted)
 	if errors.Is(err, errEnded) {
-		err = fmt.Errorf("%w: %s", err, r.proc.last())
+		err = fmt.Errorf("%w: %s", err, r.proc.Last())
 	}
 	return came, err
 }
@@ -121,12 +123,12 @@ func (r *run) await(to netip.Addr, limit time.Duration, wanted func(outcome) boo
 func (r *run) settle() error {
 	const quiet, most = 20 * time.Millisecond, time.Minute // of processor time in a second
 	for begin := time.Now(); time.Since(begin) < most; {
-		before, err := r.proc.cpu()
+		before, err := r.proc.CPU()
 		if err != nil {
 			return err
 		}
 		time.Sleep(time.Second)
-		after, err := r.proc.cpu()
+		after, err := r.proc.CPU()
 		if err != nil || after-before <= quiet {
 			return err
 		}

@@ -92,7 +92,7 @@ func (m *measurement) begin(s subject, at shape, t *table) (*run, error) {
 
 // noteMemory notes the memory of the subject alone, without the tools that it runs.
 func noteMemory(r *run, t *table) error {
-	now, highest, err := r.proc.memory()
+	now, highest, err := r.proc.Memory()
 	if err != nil {
 		return err
 	}
@@ -110,7 +110,7 @@ func (m *measurement) shape(s subject, at shape, t *table) error {
 	if err := noteMemory(r, t); err != nil {
 		return err
 	}
-	used, err := r.proc.cpu()
+	used, err := r.proc.CPU()
 	if err != nil {
 		return err
 	}
@@ -170,7 +170,7 @@ func many(ctx context.Context, r *run, t *table) error {
 	default:
 		t.time(r.subject, "1 % of endpoints replaced at once", took)
 	}
-	now, _, err := r.proc.memory()
+	now, _, err := r.proc.Memory()
 	if err == nil {
 		t.memory(r.subject, "memory after all changes, MiB", now)
 	}

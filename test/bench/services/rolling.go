@@ -29,7 +29,7 @@ func (r *run) rolling(rate int) (out rolled, err error) {
 	if err := r.settle(); err != nil {
 		return out, err
 	}
-	before, err := r.proc.cpu()
+	before, err := r.proc.CPU()
 	if err != nil {
 		return out, err
 	}
@@ -65,7 +65,7 @@ func (r *run) rolling(rate int) (out rolled, err error) {
 	if err := r.settle(); err != nil {
 		return out, err
 	}
-	after, err := r.proc.cpu()
+	after, err := r.proc.CPU()
 	out.cpu = (after - before) * 1000 / time.Duration(events)
 	return out, err
 }

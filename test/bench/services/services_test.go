@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -96,40 +95,5 @@ func TestWorld(t *testing.T) {
 	p.ended = ended
 	if _, err := p.await(vip(0), time.Minute, byAny); !errors.Is(err, errEnded) {
 		t.Errorf("with no program: %v", err)
-	}
-}
-
-func TestProcessorTimeAndMemory(t *testing.T) {
-	nstest.RequireRoot(t)
-	w, err := newWorld()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.close()
-	dir := t.TempDir()
-	// It works for a moment, and for as long in a program that it waits for.
-	s := subject{name: "shell", argv: func(string, string) []string {
-		return []string{"sh", "-c", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; echo ready; read x </dev/zero"}
-	}}
-	p, err := s.start(w.node, "http://127.0.0.1:1", dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.stop()
-	for deadline := time.Now().Add(30 * time.Second); p.last() != "ready"; {
-		if time.Now().After(deadline) {
-			t.Fatalf("it said %q", p.last())
-		}
-	}
-	used, err := p.cpu()
-	if err != nil || used <= 0 {
-		t.Errorf("processor time %v, %v", used, err)
-	}
-	now, highest, err := p.memory()
-	if err != nil || now <= 0 || highest < now {
-		t.Errorf("memory %v, at its highest %v, %v", now, highest, err)
-	}
-	if _, err := os.Stat(p.log); err != nil {
-		t.Error(err)
 	}
 }

@@ -13,7 +13,7 @@ type Count struct {
 	Worst      time.Duration // of the successful ones
 	// FirstFailed and LastFailed are when the first and the last of those were begun that failed.
 	FirstFailed, LastFailed time.Time
-	Errors     []string      // the first few, with their times
+	Errors                  []string // the first few, with their times
 }
 
 const (
