@@ -19,7 +19,7 @@ func TestServices(t *testing.T) {
 }
 
 // TestPolicies runs testdata/policy/*.txtar likewise. $BRAID_KILLS is how often agents are killed there under load (1),
-// $BRAID_PAUSE the pause between two connections of the load (20ms).
+// $BRAID_PAUSE the pause between two connections of the load (20ms), $BRAID_RACERS how many pods come at once (20).
 func TestPolicies(t *testing.T) {
 	inModes(t, "testdata/policy/*.txtar")
 }
@@ -38,6 +38,7 @@ func inModes(t *testing.T, pattern string) {
 			params.Setup = func(e *testscript.Env) error {
 				e.Setenv("MODE", mode)
 				e.Setenv("KILLS", cmp.Or(os.Getenv("BRAID_KILLS"), "1"))
+				e.Setenv("RACERS", cmp.Or(os.Getenv("BRAID_RACERS"), "20"))
 				e.Setenv("PAUSE", cmp.Or(os.Getenv("BRAID_PAUSE"), "20ms"))
 				return setup(e)
 			}

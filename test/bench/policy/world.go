@@ -109,6 +109,11 @@ func (w *world) pod(ns *netns.NS, name string, a netip.Addr) error {
 		return fmt.Errorf("pod %s: %w", a, err)
 	}
 	return ns.Do(func() error {
+		for _, dev := range []string{"all", "eth0"} { // no way past the node, as in the plugin's pods
+			if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+dev+"/accept_redirects", []byte("0"), 0); err != nil {
+				return err
+			}
+		}
 		if err := errors.Join(address("eth0", netip.PrefixFrom(a, 32)), up("eth0")); err != nil {
 			return err
 		}

@@ -1,0 +1,105 @@
+package agent
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/braidnet/braid/internal/kernel/netns/nstest"
+	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/policy"
+)
+
+// reuseRounds is how many pods get one address, one after the other.
+const reuseRounds = 500
+
+// TestAddressReuse: pods that get an address which another one had inherit nothing of what that was allowed, nor of
+// what it was denied, in whatever order the news come: the one before is deleted before or after the next is
+// connected, or stays, completed, with the address in its status.
+func TestAddressReuse(t *testing.T) {
+	l := newPolicyLab(t)
+	addr := netip.MustParseAddr(policyAddrs["b"])
+	serve := func(s net.Listener) {
+		for {
+			c, err := s.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}
+	go serve(l.listen("a", "10.0.0.2:80"))
+	go serve(l.listen("b", "10.0.0.3:80"))
+	l.change(&model.Namespace{Origin: model.Origin{Ref: model.Ref{Kind: model.KindNamespace, Key: model.Key{Name: "shop"}}}}, policyPod("a"),
+		// Who is closed gets nothing; a gets what those send that are open.
+		&model.NetworkPolicy{Origin: policyObject(model.KindNetworkPolicy, "closed"), Ingress: true, PodSelector: labels.SelectorFromSet(labels.Set{"app": "closed"})},
+		&model.NetworkPolicy{Origin: policyObject(model.KindNetworkPolicy, "a"), Ingress: true, PodSelector: labels.SelectorFromSet(labels.Set{"app": "a"}),
+			IngressRules: []model.PolicyRule{{Peers: []model.PolicyPeer{{Pods: labels.SelectorFromSet(labels.Set{"app": "open"})}}, AnyPort: true}}})
+	of := policy.Attachment{Pod: model.Key{Namespace: "shop", Name: "a"}, UID: "u-a", Link: "brda", Addrs: []netip.Addr{netip.MustParseAddr(policyAddrs["a"])}}
+	if err := l.attach(t.Context(), of, l.mustStep); err != nil {
+		t.Fatal(err)
+	}
+	reach := func(from, to string) bool {
+		c, err := l.dial(from, to)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	}
+	nstest.Wait(t, "the bridge", func() error {
+		l.mustStep()
+		if _, err := l.node.Output("ping", "-c1", "-W1", "10.0.0.3"); err != nil {
+			return err
+		}
+		return nil
+	})
+	var old *model.Pod
+	gone := func() {
+		if old != nil {
+			l.compiler.Apply(0, []model.Change{{Ref: old.Ref, Old: old}})
+			l.mustStep()
+		}
+	}
+	for i := range reuseRounds {
+		app := []string{"open", "closed"}[i%2]
+		pod := &model.Pod{Origin: policyObject(model.KindPod, fmt.Sprintf("b-%d", i)), UID: fmt.Sprintf("u-%d", i), Node: "n1", Labels: labels.Set{"app": app}, Phase: model.PhasePending}
+		order := i / 2 % 3
+		switch {
+		case order == 0:
+			gone()
+		case order == 2 && old != nil: // completed, and still there with its address
+			done := *old
+			done.Phase = model.PhaseSucceeded
+			l.compiler.Apply(0, []model.Change{{Ref: old.Ref, Old: old, New: &done}})
+			old = &done
+		}
+		l.change(pod)
+		of := policy.Attachment{Pod: pod.Key, UID: pod.UID, Link: "brdb", Addrs: []netip.Addr{addr}}
+		if err := l.attach(t.Context(), of, l.mustStep); err != nil {
+			t.Fatal(err)
+		}
+		running := *pod
+		running.Phase, running.IPs = model.PhaseRunning, []netip.Addr{addr}
+		for _, when := range []string{"attached", "its address is known", "the one before is gone"} {
+			switch when {
+			case "its address is known":
+				l.compiler.Apply(0, []model.Change{{Ref: pod.Ref, Old: pod, New: &running}})
+				l.mustStep()
+			case "the one before is gone":
+				if order != 0 {
+					gone()
+				}
+			}
+			if got := reach("a", "10.0.0.3:80"); got != (app == "open") {
+				t.Fatalf("round %d, %s, %s: reached %v", i, app, when, got)
+			}
+			if got := reach("b", "10.0.0.2:80"); got != (app == "open") {
+				t.Fatalf("round %d, %s, %s: reaches a: %v", i, app, when, got)
+			}
+		}
+		old = &running
+	}
+}

@@ -1,0 +1,140 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"github.com/braidnet/braid/internal/kernel/netns"
+)
+
+// racer is what a pod's first connections came to.
+type racer struct {
+	denied  int           // connections that must be denied, tried
+	through []string      // those of them that were not
+	took    time.Duration // from the first that left the pod until an allowed one succeeded
+	err     error
+}
+
+// cmdRace applies a manifest of pods and connects from each of them from the moment on at which its network namespace is
+// there, before it has an interface, as a container would that is faster than everybody:
+// `race N FILE PREFIX ALLOWED DENIED`. N pods whose names begin with PREFIX must come; all of ALLOWED must be reached at some
+// time, and DENIED never, by no pod.
+func cmdRace(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 5 {
+		ts.Fatalf("usage: race N FILE PREFIX ALLOWED DENIED")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	p := look(ts)
+	allowed, err := p.targets(args[3])
+	ts.Check(err)
+	denied, err := p.targets(args[4])
+	ts.Check(err)
+	limit := deadline + time.Duration(want)*time.Second
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	var runs sync.WaitGroup
+	results := make(chan racer, want)
+	runs.Go(func() {
+		seen := map[string]bool{}
+		for len(seen) < want && ctx.Err() == nil {
+			found, _ := filepath.Glob("/run/netns/braid-" + p.name + "-*" + args[2] + "*")
+			for _, path := range found {
+				if !seen[path] {
+					seen[path] = true
+					runs.Go(func() { results <- race(ctx, path, allowed, denied) })
+				}
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
+	cmdLab(ts, false, []string{"apply", args[1]})
+	runs.Wait()
+	close(results)
+	var sum racer
+	var times []time.Duration
+	n := 0
+	for r := range results {
+		n++
+		sum.denied += r.denied
+		sum.through = append(sum.through, r.through...)
+		sum.err = errors.Join(sum.err, r.err)
+		times = append(times, r.took)
+	}
+	ts.Check(sum.err)
+	if n < want {
+		ts.Fatalf("%d of %d pods came within %s", n, want, limit)
+	}
+	if len(sum.through) > 0 {
+		ts.Fatalf("%d of %d connections got through that must not:\n%s", len(sum.through), sum.denied, strings.Join(sum.through[:min(10, len(sum.through))], "\n"))
+	}
+	slices.Sort(times)
+	ts.Logf("%d pods, %d connections that must be denied were; an allowed one succeeded after p50 %s, p99 %s", n, sum.denied,
+		times[n/2].Round(time.Millisecond), times[(n*99+99)/100-1].Round(time.Millisecond))
+}
+
+// race connects from a namespace to every target again and again, until all that are allowed have answered, and a while longer.
+func race(ctx context.Context, path string, allowed, denied []netip.AddrPort) (r racer) {
+	ns, err := netns.Open(path)
+	for err != nil && ctx.Err() == nil { // the file is there before the namespace is
+		time.Sleep(time.Millisecond)
+		ns, err = netns.Open(path)
+	}
+	if err != nil {
+		r.err = err
+		return r
+	}
+	defer ns.Close()
+	connect := func(to netip.AddrPort) (reached, left bool) {
+		var c net.Conn
+		err := ns.Do(func() (err error) {
+			d := net.Dialer{Timeout: 300 * time.Millisecond, FallbackDelay: -1}
+			c, err = d.DialContext(ctx, "tcp", to.String())
+			return err
+		})
+		if err == nil {
+			c.Close()
+		}
+		return err == nil, !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EADDRNOTAVAIL)
+	}
+	var begin time.Time
+	open := map[netip.AddrPort]bool{}
+	for more := 20; len(open) < len(allowed) || more > 0; {
+		if ctx.Err() != nil {
+			r.err = errors.New(filepath.Base(path) + ": what is allowed was not reached in time")
+			return r
+		}
+		for _, to := range denied {
+			reached, left := connect(to)
+			if left && begin.IsZero() {
+				begin = time.Now()
+			}
+			r.denied++
+			if reached {
+				r.through = append(r.through, filepath.Base(path)+" to "+to.String()+" "+strconv.Itoa(r.denied)+".")
+			}
+		}
+		for _, to := range allowed {
+			if reached, _ := connect(to); reached && !open[to] {
+				open[to] = true
+				r.took = time.Since(begin)
+			}
+		}
+		if len(open) == len(allowed) {
+			more--
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return r
+}
