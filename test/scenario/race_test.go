@@ -109,6 +109,11 @@ func race(ctx context.Context, path string, allowed, denied []netip.AddrPort) (r
 		return err == nil, !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EADDRNOTAVAIL)
 	}
 	var begin time.Time
+	began := func(left bool) {
+		if left && begin.IsZero() {
+			begin = time.Now()
+		}
+	}
 	open := map[netip.AddrPort]bool{}
 	for more := 20; len(open) < len(allowed) || more > 0; {
 		if ctx.Err() != nil {
@@ -117,16 +122,16 @@ func race(ctx context.Context, path string, allowed, denied []netip.AddrPort) (r
 		}
 		for _, to := range denied {
 			reached, left := connect(to)
-			if left && begin.IsZero() {
-				begin = time.Now()
-			}
+			began(left)
 			r.denied++
 			if reached {
 				r.through = append(r.through, filepath.Base(path)+" to "+to.String()+" "+strconv.Itoa(r.denied)+".")
 			}
 		}
 		for _, to := range allowed {
-			if reached, _ := connect(to); reached && !open[to] {
+			reached, left := connect(to)
+			began(left)
+			if reached && !open[to] {
 				open[to] = true
 				r.took = time.Since(begin)
 			}
