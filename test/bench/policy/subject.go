@@ -22,7 +22,7 @@ type subject struct {
 
 func subjects(o *options) []subject {
 	var out []subject
-	for _, mode := range []string{"nftables", "iptables"} {
+	for _, mode := range []string{"nftables"} {
 		out = append(out, subject{name: "braid " + mode, argv: func(kubeconfig, dir string) []string {
 			return []string{o.netagent, "run", "--node", nodeName, "--kubeconfig", kubeconfig, "--policy", "enforce", "--service-mode", mode,
 				"--overlay", "none", "--cni-conf-dir", "", "--run-dir", filepath.Join(dir, "run"), "--state-dir", filepath.Join(dir, "state"),
