@@ -95,7 +95,9 @@ func (l *liar) forgeries() (list []forgery) {
 		ipv6(0, local, nodes, append([]byte{unix.IPPROTO_ICMPV6, 0, 1, 4, 0, 0, 0, 0}, hidden[40:]...)))
 	add("an ICMPv6 redirect", l.others, l.own, unix.ETH_P_IPV6, icmpv6(me6, you6, append(append([]byte{137, 0, 0, 0, 0, 0, 0, 0}, me6.AsSlice()...), out6.AsSlice()...)...))
 	add("an ICMP redirect", l.others, l.own, unix.ETH_P_IP, ipv4(1, me4, you4, append([]byte{5, 1, 0, 0, 10, 244, 1, 2}, ipv4(17, you4, out4, udp)...)))
-	dhcp := func(from, to byte, high byte) []byte { return append([]byte{high, from, high, to, 0, 16, 0, 0}, make([]byte, 8)...) }
+	dhcp := func(from, to byte, high byte) []byte {
+		return append([]byte{high, from, high, to, 0, 16, 0, 0}, make([]byte, 8)...)
+	}
 	add("a DHCP server's answer", l.others, l.own, unix.ETH_P_IP, ipv4(17, me4, you4, dhcp(67, 68, 0)))
 	add("a DHCPv6 server's answer", l.others, l.own, unix.ETH_P_IPV6, ipv6(17, local, you6, dhcp(0x23, 0x22, 2)))
 	add("IPv6 from a mapped IPv4 address", l.gateway, l.own, unix.ETH_P_IPV6, ipv6(17, a("::ffff:10.244.1.2"), gw6, udp))

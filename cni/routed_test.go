@@ -47,7 +47,7 @@ func TestRoutedNode(t *testing.T) {
 			t.Errorf("an address that no pod has: %v\n%s", err, out)
 		}
 	}
-	for key, want := range map[string]string{"ipv4.conf.HOST.accept_redirects": "0", "ipv4.conf.HOST.send_redirects": "0", "ipv6.conf.HOST.accept_ra": "0", "ipv6.conf.HOST.accept_redirects": "0"} {
+	for key, want := range map[string]string{"ipv4.conf.HOST.accept_redirects": "0", "ipv4.conf.HOST.send_redirects": "0", "ipv4.conf.HOST.accept_source_route": "0", "ipv6.conf.HOST.accept_source_route": "0", "ipv6.conf.HOST.accept_ra": "0", "ipv6.conf.HOST.accept_redirects": "0"} {
 		if out := strings.TrimSpace(h.Exec(t, "sysctl", "-n", "net."+strings.ReplaceAll(key, "HOST", p.hostVeth()))); out != want {
 			t.Errorf("%s is %s", key, out)
 		}

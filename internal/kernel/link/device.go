@@ -56,8 +56,17 @@ func ReadDevice(l netlink.Link, name func(index int) string) (Device, bool) {
 // Ensure makes the kernel hold the wanted device, up. What can change on a living device is changed
 // (MTU, address, up); when the rest differs the device is made anew, which takes its addresses, routes
 // and entries with it. A TUN or WireGuard device has to be there: who serves it has made it. Ensure returns what it did,
-// each with the reason: nothing when all was right. After changes the table is stale.
+// each with the reason: nothing when all was right. The calling thread and h must be in the same namespace. After changes the table is stale.
 func Ensure(h *netlink.Handle, t *Table, want desired.Link) ([]string, error) {
+	done, err := ensure(h, t, want)
+	if err != nil || want.Kind != desired.KindVXLAN {
+		return done, err
+	}
+	more, err := makeChecksums(want.Name)
+	return append(done, more...), err
+}
+
+func ensure(h *netlink.Handle, t *Table, want desired.Link) ([]string, error) {
 	l := t.links[want.Name]
 	switch {
 	case l == nil && (want.Kind == desired.KindTUN || want.Kind == desired.KindWireGuard):

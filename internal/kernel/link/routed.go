@@ -32,12 +32,13 @@ func routedSysctls(name string, r Routed) error {
 	if has[unix.AF_INET] {
 		conf := "net/ipv4/conf/" + name
 		// A pod that reaches itself through a service leaves by the link it came in by.
-		set = append(set, sysctlValue{conf + "/send_redirects", "0"}, sysctlValue{conf + "/accept_redirects", "0"})
+		set = append(set, sysctlValue{conf + "/send_redirects", "0"}, sysctlValue{conf + "/accept_redirects", "0"},
+			sysctlValue{conf + "/accept_source_route", "0"})
 	}
 	if has[unix.AF_INET6] {
 		conf := "net/ipv6/conf/" + name
 		set = append(set, sysctlValue{conf + "/disable_ipv6", "0"}, sysctlValue{conf + "/accept_dad", "0"},
-			sysctlValue{conf + "/accept_ra", "0"}, sysctlValue{conf + "/accept_redirects", "0"})
+			sysctlValue{conf + "/accept_ra", "0"}, sysctlValue{conf + "/accept_redirects", "0"}, sysctlValue{conf + "/accept_source_route", "0"})
 	}
 	return setSysctls(set)
 }
