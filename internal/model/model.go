@@ -160,7 +160,7 @@ type ContainerPort struct {
 // Pod is a pod as the network sees it.
 type Pod struct {
 	Origin
-	UID         string
+	UID         string // as runtimes know it, which of static pods is not metadata.uid
 	Labels      labels.Set
 	Node        string       // spec.nodeName, empty until scheduled
 	IPs         []netip.Addr // status.podIPs (falls back to status.podIP)

@@ -68,6 +68,9 @@ func (c *converter) pod(o *corev1.Pod, origin model.Origin) *model.Pod {
 		Phase:       model.Phase(o.Status.Phase),
 		Terminating: o.DeletionTimestamp != nil,
 	}
+	if static := o.Annotations[corev1.MirrorPodAnnotationKey]; static != "" {
+		p.UID = static // the object stands for a pod of the kubelet's own, which the runtime knows by that
+	}
 	if p.Phase == "" {
 		p.Phase = model.PhasePending // what the API server gives a pod that has no status yet
 	}

@@ -214,3 +214,12 @@ func TestKnownCoversTheModel(t *testing.T) {
 		t.Errorf("Deployment is known as %T", o)
 	}
 }
+
+// TestStaticPod: a pod of the kubelet's own has the UID by which the runtime knows it, not that of its image in the API.
+func TestStaticPod(t *testing.T) {
+	o := object(t, "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop, uid: u1, annotations: {kubernetes.io/config.mirror: abc}}")
+	got, err := Convert(o, model.Origin{})
+	if p, _ := got.(*model.Pod); err != nil || p.UID != "abc" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
