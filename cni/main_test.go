@@ -171,7 +171,7 @@ func (h *host) reserved() []string {
 		h.t.Fatal(err)
 	}
 	for _, e := range entries {
-		if name := e.Name(); name != "lock" && !strings.HasPrefix(name, "last_reserved_ip.") {
+		if name := e.Name(); name != "lock" && name != "owners" && !strings.HasPrefix(name, "last_reserved_ip.") {
 			list = append(list, name)
 		}
 	}

@@ -85,6 +85,7 @@ func (s *Store) read() (book, error) {
 	if err != nil {
 		return b, fmt.Errorf("read the reservations: %w", err)
 	}
+	s.looked += len(entries)
 	for _, e := range entries {
 		addr, err := netip.ParseAddr(e.Name())
 		if err != nil || addr.Zone() != "" {

@@ -5,6 +5,7 @@
 //	<dataDir>/<network>/<address>            containerID CRLF ifname
 //	<dataDir>/<network>/last_reserved_ip.<n> last address given from set n
 //	<dataDir>/<network>/lock                 flock(2), held by every writer
+//	<dataDir>/<network>/owners/              an index, see index.go; host-local passes it over
 //
 // The choice of an address is pure (Set.Pick); Store keeps the files.
 package ipam

@@ -42,6 +42,8 @@ type Store struct {
 	// fault is called before each step that changes the disk; tests fail or
 	// end the process there.
 	fault func(step string) error
+	// looked counts the files and folders that were looked at.
+	looked int
 }
 
 // Open names the folder; nothing is read or made before it is needed.
@@ -66,25 +68,28 @@ func (s *Store) Allocate(owner Owner, sets []Set, wanted ...netip.Addr) (leases 
 	}
 	defer unlock()
 
-	book, err := s.read()
-	if err != nil {
+	if err := s.index(); err != nil {
 		return nil, err
 	}
-	if held := book.of(owner); len(held) > 0 {
+	defer s.stamp()
+	if held := s.holds(owner); len(held) > 0 {
 		return nil, fmt.Errorf("%s holds %v: %w; call DEL before ADD", owner, held, ErrHeld)
 	}
-	s.dropTorn(book)
-
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.removeAll(leases))
+			s.forget(owner)
 			leases = nil
 		}
 	}()
-	gateways := gatewaysOf(sets)
+	gateways, noted := gatewaysOf(sets), []netip.Addr(nil)
 	for i, set := range sets {
-		lease, err := s.choose(i, set, wanted, book, gateways)
+		lease, err := s.choose(i, set, wanted, gateways)
 		if err != nil {
+			return leases, err
+		}
+		noted = append(noted, lease.Addr)
+		if err := s.note(owner, noted); err != nil {
 			return leases, err
 		}
 		if err := s.write(lease.Addr.String(), owner.encode(), true); err != nil {
@@ -100,23 +105,37 @@ func (s *Store) Allocate(owner Owner, sets []Set, wanted ...netip.Addr) (leases 
 	return leases, s.syncDir()
 }
 
-// choose finds the address for set i.
-func (s *Store) choose(i int, set Set, wanted []netip.Addr, b book, gateways map[netip.Addr]bool) (Lease, error) {
-	taken := func(a netip.Addr) bool {
-		_, held := b.held[a]
-		return held || gateways[a]
+// index makes the index anew where it may lack something.
+func (s *Store) index() error {
+	if s.indexed() {
+		return nil
 	}
+	book, err := s.read()
+	if err != nil {
+		return err
+	}
+	s.dropTorn(book)
+	return s.rebuild(book)
+}
+
+// choose finds the address for set i.
+func (s *Store) choose(i int, set Set, wanted []netip.Addr, gateways map[netip.Addr]bool) (Lease, error) {
+	taken := s.probe(gateways)
 	if lease, ok := set.lease(wanted); ok {
 		if taken(lease.Addr) {
-			return Lease{}, fmt.Errorf("%w: %s was asked for, and is a gateway or belongs to another pod (%s)", ErrExhausted, lease.Addr, b.held[lease.Addr])
+			return Lease{}, fmt.Errorf("%w: %s was asked for, and is a gateway or belongs to another pod (%s)", ErrExhausted, lease.Addr, s.ownerOf(lease.Addr))
 		}
 		return lease, nil
 	}
 	if lease, ok := set.Pick(s.last(i), taken); ok {
 		return lease, nil
 	}
+	book, err := s.read()
+	if err != nil {
+		return Lease{}, err
+	}
 	return Lease{}, fmt.Errorf("%w in %s: %d of %s in use; delete pods or give the node a larger range",
-		ErrExhausted, set, b.count(set), set.size(gateways))
+		ErrExhausted, set, book.count(set), set.size(gateways))
 }
 
 // Release gives back every address of owner and says which those were. It is
@@ -133,20 +152,23 @@ func (s *Store) Release(owner Owner) ([]netip.Addr, error) {
 	if err := s.dropUnfinished(); err != nil {
 		return nil, err
 	}
-	book, err := s.read()
-	if err != nil {
+	if err := s.index(); err != nil {
 		return nil, err
 	}
-	held := book.of(owner)
-	if len(held) == 0 {
-		return nil, nil
-	}
+	defer s.stamp()
+	held := s.holds(owner)
 	for _, a := range held {
 		if err := s.remove(a); err != nil {
 			return nil, err
 		}
 	}
-	return held, s.syncDir()
+	if len(held) > 0 {
+		if err := s.syncDir(); err != nil {
+			return nil, err
+		}
+	}
+	s.forget(owner)
+	return held, nil
 }
 
 // Stale lists the owners of reservations that valid denies, each once. Reservations that name nobody, as a
@@ -187,7 +209,10 @@ func (s *Store) Held(owner Owner) ([]netip.Addr, error) {
 		return nil, err
 	}
 	defer unlock()
-	book, err := s.read()
+	if s.indexed() {
+		return s.holds(owner), nil
+	}
+	book, err := s.read() // CHECK changes nothing, not even the index
 	return book.of(owner), err
 }
 
