@@ -22,10 +22,10 @@ type subject struct {
 
 func subjects(o *options) []subject {
 	var out []subject
-	for _, mode := range []string{"nftables"} {
+	for _, mode := range []string{"nftables", "iptables"} {
 		out = append(out, subject{name: "braid " + mode, argv: func(kubeconfig, dir string) []string {
-			return []string{o.netagent, "run", "--node", nodeName, "--kubeconfig", kubeconfig, "--policy", "enforce", "--service-mode", mode,
-				"--overlay", "none", "--cni-conf-dir", "", "--run-dir", filepath.Join(dir, "run"), "--state-dir", filepath.Join(dir, "state"),
+			return []string{o.netagent, "run", "--node", nodeName, "--kubeconfig", kubeconfig, "--policy", "enforce", "--policy-mode", mode, "--service-mode", mode,
+				"--overlay", "none", "--cni-conf-dir", filepath.Join(dir, "cni"), "--run-dir", filepath.Join(dir, "run"), "--state-dir", filepath.Join(dir, "state"),
 				"--conntrack-max-per-core", "0"} // the size of the table belongs to the machine
 		}})
 	}
