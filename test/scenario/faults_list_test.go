@@ -64,6 +64,11 @@ var faults = []fault{
 		do: `ip neigh add 10.244.9.0 lladdr 02:00:00:00:00:99 nud permanent dev $DEV4; bridge fdb append 00:00:00:00:00:00 dev $DEV4 dst 192.168.77.99`},
 	{name: "stray device of ours", on: routed, seldom: true, do: `ip link add braid.old type vxlan id 99 dstport 4799 dev eth0`},
 
+	{name: "bridge of pods deleted", do: `ip link del braid0`},
+	{name: "bridge of pods down, without addresses", do: `ip link set braid0 down; ip addr flush dev braid0 scope global; ip link set braid0 up`},
+	{name: "link of a pod taken off the bridge, and down", do: `for l in $(ls /sys/class/net/braid0/brif); do ip link set $l nomaster; ip link set $l down; done`},
+	{name: "routes of pods deleted", do: `ip route del 10.244.1.0/24 dev braid0; ip -6 route del fd00:10:244:1::/64 dev braid0`, seldom: true},
+
 	// sysctl --system loads the machine's files again, of which few say that it forwards.
 	{name: "IP forwarding switched off", on: routed, do: `echo 0 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv6/conf/all/forwarding`},
 
