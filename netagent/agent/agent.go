@@ -193,6 +193,9 @@ func (a *Agent) addLoop(name string, step reconcile.Step, audit time.Duration) {
 // the CNI configuration when both are in force, so that no pod is made before it can be reached.
 func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 	a.log.Info("waiting for the first full state of the cluster", "source", a.cfg.source())
+	if a.overlay != nil {
+		a.overlay.hold(ctx)
+	}
 	select {
 	case <-ctx.Done():
 		return

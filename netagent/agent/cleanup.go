@@ -22,7 +22,8 @@ func Cleanup(ctx context.Context, c Config) (removed []string, err error) {
 	}
 	var errs []error
 	// First the configuration, so that no runtime makes a pod while the rest goes.
-	files := []string{c.Socket(), filepath.Join(c.RunDir, readyFile), filepath.Join(c.StateDir, "networks", "braid")}
+	files := []string{c.Socket(), filepath.Join(c.RunDir, readyFile),
+		filepath.Join(c.RunDir, podRulesFile), filepath.Join(c.RunDir, overlayNodesFile), filepath.Join(c.StateDir, "networks", "braid")}
 	if c.CNIConfDir != "" {
 		files = append([]string{filepath.Join(c.CNIConfDir, Conflist)}, files...)
 	}

@@ -32,6 +32,7 @@ type overlayConfig struct {
 	WireGuard     peer.WireGuard
 	UserWireGuard bool // serve WireGuard in this process even where the kernel could
 	Keys          *keyring
+	Memory        string // file of the nodes that the overlay was last made for; empty = none
 }
 
 // overlayResult is what one Sync found and did.
@@ -60,6 +61,7 @@ type podNetwork struct {
 	shown atomic.Pointer[tun.Path] // the same, for whoever counts
 	wg    wireguardPath            // of backend wireguard
 
+	memory   nodeMemory    // of the nodes, for the next agent
 	repaired atomic.Uint64 // how many times Sync has left everything as it should be
 
 	mu   sync.Mutex
@@ -78,7 +80,7 @@ func newOverlay(cfg overlayConfig, store *model.Store, log *slog.Logger) (*podNe
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("overlay: %w", err), ns.Close())
 	}
-	return &podNetwork{cfg: cfg, store: store, log: log, h: h, ns: ns, wg: wireguardPath{keys: cfg.Keys}}, nil
+	return &podNetwork{cfg: cfg, store: store, log: log, h: h, ns: ns, wg: wireguardPath{keys: cfg.Keys}, memory: nodeMemory{file: cfg.Memory}}, nil
 }
 
 // Close gives the sockets up, and ends data paths in this process. The kernel stays as it is.
@@ -94,14 +96,15 @@ func (o *podNetwork) Close() error {
 // fails for one object does not keep the others from being done; the error joins all failures. When
 // this node itself is unknown, nothing is touched.
 func (o *podNetwork) Sync(ctx context.Context) (overlayResult, error) {
-	if !o.store.HasSynced() {
+	store := o.known()
+	if !store.HasSynced() {
 		return overlayResult{}, errors.New("overlay: the cluster's state is not complete yet: nothing was changed")
 	}
 	table, err := link.ReadTable(o.h)
 	if err != nil {
 		return overlayResult{}, fmt.Errorf("overlay: %w", err)
 	}
-	in, why, err := o.input(table)
+	in, why, err := o.input(table, store)
 	if err != nil {
 		if o.current().table == nil {
 			o.remember(view{table: table}) // a device or address that comes is worth a try
@@ -147,6 +150,9 @@ func (o *podNetwork) Sync(ctx context.Context) (overlayResult, error) {
 	if len(w.errs) == 0 {
 		o.repaired.Add(1)
 	}
+	if store == o.store {
+		w.errs = append(w.errs, o.memory.keep(store.List(model.KindNode)))
+	}
 	return res, errors.Join(w.errs...)
 }
 
@@ -167,9 +173,9 @@ func (o *podNetwork) Cleanup() ([]string, error) {
 
 // input gathers what the plan depends on: the nodes of the store, and of the machine the addresses that
 // carry packets between nodes; why says what those come from.
-func (o *podNetwork) input(t *link.Table) (in overlay.Input, why string, err error) {
+func (o *podNetwork) input(t *link.Table, store *model.Store) (in overlay.Input, why string, err error) {
 	in = overlay.Input{Backend: o.cfg.Backend, Name: o.cfg.Node, Direct: o.cfg.Direct, VXLAN: o.cfg.VXLAN, UDP: o.cfg.UDP, WireGuard: o.cfg.WireGuard}
-	for _, obj := range o.store.List(model.KindNode) {
+	for _, obj := range store.List(model.KindNode) {
 		if n, ok := obj.(*model.Node); !ok {
 			continue
 		} else if n.Name == o.cfg.Node {

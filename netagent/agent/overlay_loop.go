@@ -32,7 +32,7 @@ func newOverlayLoop(c Config, store *model.Store) (*overlayLoop, error) {
 	if c.KeyAge > 0 {
 		keys.settle = min(keySettle, c.KeyAge)
 	}
-	n, err := newOverlay(overlayConfig{Keys: keys, WireGuard: peer.WireGuard{Port: uint16(c.WireGuardPort)}, Backend: c.Overlay, Node: c.Node, Direct: c.Direct, Select: c.selection(),
+	n, err := newOverlay(overlayConfig{Keys: keys, Memory: filepath.Join(c.RunDir, overlayNodesFile), WireGuard: peer.WireGuard{Port: uint16(c.WireGuardPort)}, Backend: c.Overlay, Node: c.Node, Direct: c.Direct, Select: c.selection(),
 		VXLAN: peer.VXLAN{VNI: uint32(c.VNI), Port: uint16(c.Port), GBP: c.GBP}, UDP: peer.UDP{Port: uint16(c.UDPPort)}}, store, c.Log)
 	if err != nil {
 		return nil, err

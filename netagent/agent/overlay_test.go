@@ -29,6 +29,7 @@ type testNode struct {
 	podIPs  []string // IPv4, IPv6
 	net     *podNetwork
 	keys    *keyring
+	memory  string // file of the nodes that its agents knew
 }
 
 // testNet is a cluster of three machines on one switch, each side of it in a namespace of its own.
@@ -48,6 +49,7 @@ func newTestNet(t *testing.T, backend string) *testNet {
 	for i := 1; i <= 3; i++ {
 		node := n.addNode(t, i)
 		node.keys = &keyring{path: filepath.Join(t.TempDir(), "wireguard.key")}
+		node.memory = filepath.Join(t.TempDir(), "run", overlayNodesFile)
 		if backend == "wireguard" {
 			node.publish(t)
 		}
@@ -102,7 +104,7 @@ func (n *testNode) start(t *testing.T, store *model.Store, backend string) {
 	backend, direct := strings.CutSuffix(backend, " direct")
 	n.ns.Run(t, func() (err error) {
 		n.net, err = newOverlay(overlayConfig{Backend: backend, Node: n.name, Direct: direct, VXLAN: peer.VXLAN{VNI: 1, Port: 8472}, UDP: peer.UDP{Port: udp.Port},
-			WireGuard: peer.WireGuard{Port: wireguard.Port}, Keys: n.keys}, store, slog.New(slog.DiscardHandler))
+			WireGuard: peer.WireGuard{Port: wireguard.Port}, Keys: n.keys, Memory: n.memory}, store, slog.New(slog.DiscardHandler))
 		return err
 	})
 	net := n.net
