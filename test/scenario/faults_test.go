@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -120,6 +121,14 @@ func newSite(t *testing.T, w world) *site {
 		}
 	}
 	s.await(t, untold, "the playground to work", func() error { return s.works() })
+	// The agent looks once a second at what the CNI plugin writes, and puts back what it has seen.
+	s.await(t, untold, "the agent to have seen the host ports", func() error {
+		seen, err := os.ReadFile("/run/braid-lab/" + s.lab + "/nodes/n1/run/pod-rules")
+		if err == nil && !bytes.Contains(seen, []byte("braid-hostports")) {
+			err = errors.New("it has seen none yet")
+		}
+		return err
+	})
 	s.await(t, untold, "the kernel's state to be the same twice", func() error {
 		last := s.before
 		s.before = s.state(t)
