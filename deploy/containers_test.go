@@ -207,7 +207,7 @@ func TestNodeFromInstallToRemoval(t *testing.T) {
 	}
 	b.found(t, pod, log, map[string]string{
 		"pod CIDRs": "10.244.1.0/24, fd00:10:244:1::/64  spec.podCIDRs of Node n1", "overlay": "vxlan  setting overlay",
-		"node addresses": "192.0.2.1 on eth0  InternalIPs", "pod MTU": "1450  eth0 has 1500, less 50 for VXLAN over IPv4",
+		"node addresses": "192.0.2.1 on eth0  InternalIP of the Node", "pod MTU": "1450  eth0 has 1500, less 50 for VXLAN over IPv4",
 		"service mode": "nftables  the kernel can"})
 	// What upstream's tests ask of kube-proxy on every node.
 	for _, url := range []string{"http://127.0.0.1:10256/healthz", "http://127.0.0.1:10256/livez", "http://127.0.0.1:10249/proxyMode"} {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"runtime/debug"
 	"syscall"
@@ -54,9 +55,8 @@ func Main() int {
 	if err == nil {
 		return 0
 	}
-	var coded interface{ ExitCode() int }
-	if errors.As(err, &coded) {
-		return coded.ExitCode()
+	if code, silent := codeOf(err); silent {
+		return code
 	}
 	fmt.Fprintln(os.Stderr, "netagent:", err)
 	var usage errUsage
@@ -65,6 +65,20 @@ func Main() int {
 		return 2
 	}
 	return 1
+}
+
+// codeOf returns the exit code of an error that needs no words. An error that says more than that a program ended, such
+// as that of an agent whose tools may not do what it asks of them, is no such error.
+func codeOf(err error) (code int, silent bool) {
+	var child *exec.ExitError
+	if errors.As(err, &child) && err != error(child) {
+		return 0, false
+	}
+	var coded interface{ ExitCode() int }
+	if errors.As(err, &coded) {
+		return coded.ExitCode(), true
+	}
+	return 0, false
 }
 
 func newRoot() *cobra.Command {
