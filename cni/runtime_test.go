@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -106,4 +107,64 @@ func TestUnknownVersionIsRefused(t *testing.T) {
 		}
 	}
 	h.clean("after refused ADDs")
+}
+
+// TestChainedBeforeAnotherPlugin: who comes next gets our result, in the version that was asked for, in both modes.
+func TestChainedBeforeAnotherPlugin(t *testing.T) {
+	inBothModes(t, func(t *testing.T) {
+		for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+			h := newHost(t)
+			p := newPod(t, "pod")
+			dir := t.TempDir()
+			got := filepath.Join(dir, "got")
+			script := "#!/bin/sh\ncat >" + got + "\n[ $CNI_COMMAND != ADD ] || echo '{\"cniVersion\": \"" + version + "\"}'\n"
+			if err := os.WriteFile(filepath.Join(dir, "next"), []byte(script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			data, err := json.Marshal(map[string]any{"cniVersion": version, "name": "braid", "plugins": []any{h.conf, map[string]string{"type": "next"}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			list, err := libcni.ConfListFromBytes(data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cni := libcni.NewCNIConfigWithCacheDir([]string{filepath.Dir(binary), dir}, t.TempDir(), nil)
+			rt := &libcni.RuntimeConf{ContainerID: p.id, NetNS: p.netns, IfName: p.ifname}
+			h.Run(t, func() error { _, err := cni.AddNetworkList(context.Background(), list, rt); return err })
+			var next struct {
+				Prev map[string]any `json:"prevResult"`
+			}
+			text, err := os.ReadFile(got)
+			if err == nil {
+				err = json.Unmarshal(text, &next)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			// IPs say their family up to 0.4.0 (specification, "Result").
+			ips, _ := next.Prev["ips"].([]any)
+			if next.Prev["cniVersion"] != version || len(ips) != 2 {
+				t.Fatalf("%s: prevResult %v", version, next.Prev)
+			}
+			family, old := ips[1].(map[string]any)["version"]
+			if old != strings.HasPrefix(version, "0.") || old && family != "6" {
+				t.Errorf("%s: %v", version, ips)
+			}
+			h.Run(t, func() error { return cni.DelNetworkList(context.Background(), list, rt) })
+			h.clean("after DelNetworkList")
+		}
+	})
+}
+
+// BenchmarkStatus is what a runtime waits for every few seconds: a process, and its answer.
+func BenchmarkStatus(b *testing.B) {
+	h := newHost(b)
+	h.add(newPod(b, "pod").attach)
+	conf := h.with(nil)
+	for b.Loop() {
+		if _, failure := h.call("STATUS", attach{}, conf); failure != nil {
+			b.Fatal(failure)
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // Owner is what an address is reserved for: one interface of one container.
@@ -25,12 +26,13 @@ func (o Owner) owns(found Owner) bool {
 	return o.ContainerID == found.ContainerID && (found.IfName == o.IfName || found.IfName == "")
 }
 
+// Both are made when they are needed: STATUS, which runtimes call every few seconds, does without.
 var (
 	// containerID is the alphabet the CNI specification allows.
-	containerID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
+	containerID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`) })
 	// wholeID is what runtimes call a container. A file that holds one and
 	// nothing more is of an old host-local; anything shorter has been cut.
-	wholeID = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	wholeID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9a-f]{64}$`) })
 )
 
 // decodeOwner reads a reservation; ok is false for a torn one: empty, filled
@@ -39,9 +41,9 @@ func decodeOwner(content string) (o Owner, ok bool) {
 	content = strings.TrimSpace(content)
 	id, ifname, both := strings.Cut(content, "\r\n")
 	if !both {
-		return Owner{ContainerID: id}, wholeID.MatchString(id)
+		return Owner{ContainerID: id}, wholeID().MatchString(id)
 	}
-	if !containerID.MatchString(id) || ifname == "" || strings.ContainsAny(ifname, "\x00/: \t\r\n") {
+	if !containerID().MatchString(id) || ifname == "" || strings.ContainsAny(ifname, "\x00/: \t\r\n") {
 		return Owner{}, false
 	}
 	return Owner{ContainerID: id, IfName: ifname}, true

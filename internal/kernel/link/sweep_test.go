@@ -18,6 +18,9 @@ func TestRemovePodLinksTakesOnlyOurs(t *testing.T) {
 	ns.Exec(t, "ip", "link", "add", "brd0123456789b", "type", "bridge")
 	ns.Exec(t, "ip", "link", "add", "bwp0123456789a", "type", "ifb")
 	ns.Exec(t, "ip", "link", "add", "bwp0123456789ab", "type", "ifb") // as another plugin names its own
+	ns.Exec(t, "ip", "route", "add", "unreachable", "10.244.1.0/24", "proto", "66", "metric", "1048576")
+	ns.Exec(t, "ip", "-6", "route", "add", "unreachable", "fd00:10:244:1::/64", "proto", "66", "metric", "1048576")
+	ns.Exec(t, "ip", "route", "add", "unreachable", "10.245.0.0/16")
 
 	var removed []string
 	if err := ns.Do(func() error {
@@ -31,8 +34,11 @@ func TestRemovePodLinksTakesOnlyOurs(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if len(removed) != 3 {
-		t.Errorf("removed %v, want the bridge braid0, the veth brd0123456789a and the ifb bwp0123456789a", removed)
+	if len(removed) != 5 {
+		t.Errorf("removed %v, want the bridge braid0, the veth brd0123456789a, the ifb bwp0123456789a and two routes", removed)
+	}
+	if out := ns.Exec(t, "ip", "route") + ns.Exec(t, "ip", "-6", "route", "show", "proto", "66"); out != "unreachable 10.245.0.0/16 \n" {
+		t.Errorf("routes left:\n%s", out)
 	}
 	left := ns.Exec(t, "ip", "-o", "link")
 	for _, name := range []string{"docker0", "brdge0", "other", "brd0123456789b", "bwp0123456789ab"} {
