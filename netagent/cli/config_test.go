@@ -134,3 +134,25 @@ func TestFlagsOfKubeProxy(t *testing.T) {
 		t.Errorf("-v=4: %v", err)
 	}
 }
+
+// TestMasqueradeFlags: flannel's are switches, in a file they are words.
+func TestMasqueradeFlags(t *testing.T) {
+	for _, args := range [][]string{{"--ip-masq", "--ip-masq-fully-random-disable"}, {"--ip-masq=true", "--ip-masq-fully-random-disable=true"}} {
+		cfg := agent.DefaultConfig()
+		f := pflag.NewFlagSet("run", pflag.ContinueOnError)
+		runFlags(f, &cfg)
+		if err := f.Parse(args); err != nil || cfg.IPMasq != "true" || !cfg.IPMasqSamePorts {
+			t.Errorf("%v: %v, ip-masq %q, ports kept %v", args, err, cfg.IPMasq, cfg.IPMasqSamePorts)
+		}
+	}
+	cfg := agent.DefaultConfig()
+	f := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	runFlags(f, &cfg)
+	file := filepath.Join(t.TempDir(), "netagent.yaml")
+	if err := os.WriteFile(file, []byte("node: n1\nip-masq: false\nnon-masquerade-cidrs: 10.0.0.0/8\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := loadConfig(file, f, cfg.Validate); err == nil || !strings.Contains(err.Error(), "netagent.yaml:3: non-masquerade-cidrs: nothing is masqueraded with ip-masq false here") {
+		t.Errorf("a range that counts for nothing: %v", err)
+	}
+}
