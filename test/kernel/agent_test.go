@@ -203,12 +203,12 @@ func TestModeSwitchLeavesOneTranslation(t *testing.T) {
 	n := newNode(t)
 	end(t, n.agent(t, "--service-mode", "iptables"), syscall.SIGTERM)
 	cmd := n.agent(t, "--service-mode", "nftables")
-	if k := n.kernel(t); strings.Contains(k, "BRAID-") || !strings.Contains(k, "table ip braid") {
+	if k := n.kernel(t); strings.Contains(k, "BRAID-") || !strings.Contains(k, "table ip braid\n") {
 		t.Errorf("after iptables to nftables:\n%s", k)
 	}
 	end(t, cmd, syscall.SIGTERM)
 	n.agent(t, "--service-mode", "iptables")
-	if k := n.kernel(t); !strings.Contains(k, "BRAID-") || strings.Contains(k, "table ip braid") {
+	if k := n.kernel(t); !strings.Contains(k, "BRAID-") || strings.Contains(k, "table ip braid\n") {
 		t.Errorf("after nftables to iptables:\n%s", k)
 	}
 	n.wantForeign(t)

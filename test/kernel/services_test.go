@@ -92,6 +92,7 @@ func TestServiceCounters(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			n := newNode(t)
 			n.Exec(t, "ip", "route", "add", "default", "via", "192.0.2.9")
+			n.Exec(t, "ip", "route", "add", "10.244.1.0/24", "via", "192.0.2.9") // else the agent's says that there is no such pod
 			cmd := n.agent(t, "--service-mode", mode, "--service-counters")
 			connect := func() { _, _ = n.Output("curl", "-s", "--max-time", "0.2", "http://10.96.0.80/") } // nobody answers
 			connect()
