@@ -220,6 +220,9 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 	}
 	if a.overlay != nil {
 		wg.Go(func() { a.overlay.Watch(ctx, a.byName["overlay"].Kick) })
+		if p := a.overlay.paths; p != nil {
+			wg.Go(func() { p.run(ctx) })
+		}
 	}
 	if a.podLinks != nil {
 		wg.Go(func() { a.podLinks.Watch(ctx, a.byName["pod-links"].Kick) })
@@ -343,8 +346,12 @@ func (a *Agent) runSource(ctx context.Context) error {
 func (a *Agent) fullReport() status.Report {
 	r := a.report()
 	for i := range r.Subsystems {
-		if s := &r.Subsystems[i]; s.Name == "services" {
-			s.Notes = append(s.Notes, a.services.notes()...)
+		s := &r.Subsystems[i]
+		switch {
+		case s.Name == "services":
+			s.Notes = slices.Concat(s.Notes, a.services.notes())
+		case s.Name == "overlay" && a.overlay.paths != nil:
+			s.Notes = slices.Concat(s.Notes, a.overlay.paths.notes())
 		}
 	}
 	return r

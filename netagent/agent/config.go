@@ -48,6 +48,7 @@ type Config struct {
 	NodeMask4, NodeMask6 int
 
 	Interface     InterfaceConfig
+	PathChecks    bool          // whether what pods send reaches other nodes whole is looked at
 	MTU           int           // of pods, bytes; 0 = found
 	PodMode       string        // one of PodModes: how new pods are connected to the node
 	WireGuardPort int           // UDP port of overlay wireguard
@@ -90,8 +91,8 @@ func DefaultConfig() Config {
 	}
 	return Config{
 		Node: strings.ToLower(host), RunDir: run, StateDir: "/var/lib/braid", CNIConfDir: "/etc/cni/net.d",
-		Overlay: "vxlan", VNI: 1, Port: 8472, UDPPort: udp.Port, WireGuardPort: wireguard.Port, NodeMask4: 24, NodeMask6: 64,
 		PodMode: "bridge", ServiceMode: "auto", IPMasq: "auto", Policy: "off", PolicyMode: "auto", PolicyDeny: "reject", PolicyLog: true, HTTP: "127.0.0.1:10249",
+		Overlay: "vxlan", VNI: 1, Port: 8472, UDPPort: udp.Port, WireGuardPort: wireguard.Port, PathChecks: true, NodeMask4: 24, NodeMask6: 64,
 		Conntrack: defaultConntrack, Version: "devel", Log: slog.Default(),
 	}
 }

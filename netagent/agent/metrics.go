@@ -43,6 +43,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	if c.a.overlay != nil {
 		c.a.overlay.collectUserPath(counter)
+		if p := c.a.overlay.paths; p != nil {
+			p.collect(gauge)
+		}
 	}
 	for _, s := range r.Subsystems {
 		ready := 0.0

@@ -37,15 +37,17 @@ type overlayConfig struct {
 
 // overlayResult is what one Sync found and did.
 type overlayResult struct {
-	MTU     int            // of pods, bytes; 0 = not known
-	MTUWhy  string         // what it comes from
-	Addrs   []string       // this node's addresses, each with the device that has it
-	AddrWhy string         // what they come from
-	Own     []netip.Addr   // where other nodes reach this one, as chosen by settings; nil without these
-	Peers   int            // nodes with at least one pod CIDR reached
-	Direct  int            // pod CIDRs reached without a tunnel
-	Changes []string       // what was done, each with its reason; empty when all was right
-	Notes   []overlay.Note // what cannot be reached, and why
+	MTU     int      // of pods, bytes; 0 = not known
+	MTUWhy  string   // what it comes from
+	Addrs   []string // this node's addresses, each with the device that has it
+	AddrWhy string   // what they come from
+	Probes  []overlay.Probe
+	Means   func(overlay.Probe) string // what has to let a probe through, in words
+	Own     []netip.Addr               // where other nodes reach this one, as chosen by settings; nil without these
+	Peers   int                        // nodes with at least one pod CIDR reached
+	Direct  int                        // pod CIDRs reached without a tunnel
+	Changes []string                   // what was done, each with its reason; empty when all was right
+	Notes   []overlay.Note             // what cannot be reached, and why
 }
 
 // podNetwork keeps devices, addresses, routes, neighbour and forwarding entries of the overlay as
@@ -143,6 +145,7 @@ func (o *podNetwork) Sync(ctx context.Context) (overlayResult, error) {
 	o.remember(newView(in, net, w.table)) // devices made anew have new numbers
 	w.objects(ctx, net)
 	w.sweepLinks(net.Links)
+	res.Probes, res.Means = overlay.Probes(in, net), func(p overlay.Probe) string { return overlay.Means(in, p) }
 	res.Changes = w.changes
 	if n := len(w.changes); n > 0 {
 		o.log.Info("overlay changed the kernel", "changes", n, "first", w.changes[0], "errors", len(w.errs))

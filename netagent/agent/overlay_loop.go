@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync/atomic"
 
+	"github.com/braidnet/braid/internal/kernel/icmp"
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/internal/reconcile"
@@ -23,6 +25,8 @@ type overlayLoop struct {
 	onMTU   func()       // called when mtu changed
 	onOwn   func()       // called when what this node says of itself in its Node may have changed
 
+	paths *paths // nil when they are not looked at
+
 	own  atomic.Pointer[[]netip.Addr]  // where other nodes reach this one, as chosen by settings; nil before it is chosen
 	last atomic.Pointer[overlayResult] // of the newest Sync that knew the MTU; nil before
 }
@@ -37,7 +41,11 @@ func newOverlayLoop(c Config, store *model.Store) (*overlayLoop, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &overlayLoop{podNetwork: n, backend: c.Overlay, setMTU: c.MTU, onMTU: func() {}, onOwn: func() {}}, nil
+	o := &overlayLoop{podNetwork: n, backend: c.Overlay, setMTU: c.MTU, onMTU: func() {}, onOwn: func() {}}
+	if c.PathChecks {
+		o.paths = newPaths(n.echo, c.Log)
+	}
+	return o, nil
 }
 
 func (o *overlayLoop) step(ctx context.Context) (reconcile.Outcome, error) {
@@ -55,6 +63,14 @@ func (o *overlayLoop) step(ctx context.Context) (reconcile.Outcome, error) {
 	if res.MTU > 0 && o.mtu.Swap(int64(res.MTU)) != int64(res.MTU) {
 		o.onMTU()
 	}
+	if o.paths != nil && res.Means != nil {
+		for i := range res.Probes {
+			if o.setMTU > 0 {
+				res.Probes[i].Size = min(res.Probes[i].Size, o.setMTU)
+			}
+		}
+		o.paths.set(res.Probes, res.Means)
+	}
 	out := reconcile.Outcome{Summary: fmt.Sprintf("%s: %d peers, pod MTU %d", o.backend, res.Peers, res.MTU), Changes: res.Changes}
 	if o.cfg.Direct {
 		out.Summary += fmt.Sprintf(", %d pod CIDRs without a tunnel", res.Direct)
@@ -69,6 +85,22 @@ func (o *overlayLoop) step(ctx context.Context) (reconcile.Outcome, error) {
 		out.Notes = append(out.Notes, n.String())
 	}
 	return out, err
+}
+
+// echo asks another node for echoes, from the network namespace of the overlay.
+func (o *podNetwork) echo(ctx context.Context, to netip.Addr, sizes []int) (got []bool, err error) {
+	ask := func() error {
+		got, err = icmp.Echo(ctx, to, sizes, echoWait)
+		return err
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if o.ns.Here() {
+		err = ask()
+	} else {
+		err = o.ns.Do(ask)
+	}
+	return got, err
 }
 
 // cleanupLinks removes the overlay's devices and routes, and the pod bridge with the pods' interfaces.

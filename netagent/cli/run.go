@@ -30,6 +30,7 @@ func runFlags(f *pflag.FlagSet, c *agent.Config) {
 	f.StringVar(&c.Interface.CanReach, "iface-can-reach", c.Interface.CanReach, "the same by an address: the device and source by which the kernel reaches it")
 	f.StringVar(&c.Interface.Public4, "public-ip", c.Interface.Public4, "IPv4 address at which other nodes reach this one; on a device of the node, or translated by a router (then with iface)")
 	f.StringVar(&c.Interface.Public6, "public-ipv6", c.Interface.Public6, "the same for IPv6")
+	f.BoolVar(&c.PathChecks, "path-checks", c.PathChecks, "find out with ICMP echoes whether the largest packets of pods reach each other node, and name those that they do not reach")
 	f.IntVar(&c.MTU, "mtu", c.MTU, "MTU of pods, bytes; 0 = the one that is found")
 	f.IntVar(&c.WireGuardPort, "wireguard-port", c.WireGuardPort, "UDP port of overlay wireguard, of all nodes")
 	f.DurationVar(&c.KeyAge, "wireguard-key-age", c.KeyAge, "overlay wireguard: replace this node's key when it is older; 0 = never")

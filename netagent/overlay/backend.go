@@ -54,15 +54,16 @@ type Input struct {
 type backend struct {
 	plan func(peer.Self, []peer.Peer) (desired.Network, []Note)
 	mtu  func(peer.Self, []peer.Peer) (int, string)
+	over func(is4 bool) int // what a packet grows by in a tunnel over a family, bytes
 }
 
 var backends = map[string]backend{
-	"vxlan":   {vxlan.Plan, vxlan.MTU},
-	"host-gw": {hostgw.Plan, hostgw.MTU},
-	"udp":     {udp.Plan, udp.MTU},
-	"ipip":    {ipip.Plan, ipip.MTU},
+	"vxlan":   {vxlan.Plan, vxlan.MTU, vxlan.Overhead},
+	"host-gw": {hostgw.Plan, hostgw.MTU, nil},
+	"udp":     {udp.Plan, udp.MTU, udp.Overhead},
+	"ipip":    {ipip.Plan, ipip.MTU, ipip.Overhead},
 
-	"wireguard": {wireguard.Plan, wireguard.MTU},
+	"wireguard": {wireguard.Plan, wireguard.MTU, wireguard.Overhead},
 }
 
 // Backends lists the names that Input.Backend may have.

@@ -221,3 +221,32 @@ func FuzzUnderlayAnnotation(f *testing.F) {
 		}
 	})
 }
+
+// A probe goes each way that pods' packets take, as large as these may be there.
+func TestProbes(t *testing.T) {
+	b := node("b", "10.244.2.0/24,fd00:10:244:2::/64", "192.168.0.2,fd00::2")
+	c := node("c", "10.244.3.0/24,fd00:10:244:3::/64", "192.168.7.3")
+	for backend, want := range map[string][]string{
+		"vxlan":        {"b 10.244.2.0 braid.vx4 1450+50 192.168.0.2", "b fd00:10:244:2:: braid.vx6 1330+70 fd00::2", "c 10.244.3.0 braid.vx4 1350+50 192.168.7.3"},
+		"vxlan direct": {"b 192.168.0.2 eth0 1500+0 192.168.0.2", "b fd00::2 eth1 1400+0 fd00::2", "c 10.244.3.0 braid.vx4 1350+50 192.168.7.3"},
+		"host-gw":      {"b 192.168.0.2 eth0 1500+0 192.168.0.2", "b fd00::2 eth1 1400+0 fd00::2"},
+		"udp":          {"b 10.244.2.0 braid.udp 1352+28 192.168.0.2", "b fd00:10:244:2:: braid.udp 1352+48 fd00::2", "c 10.244.3.0 braid.udp 1352+28 192.168.7.3"},
+		"wireguard":    {"b 10.244.2.0 braid.wg 1440+60 192.168.0.2", "c 10.244.3.0 braid.wg 1340+60 192.168.7.3"},
+		"ipip":         {"b 10.244.2.0 braid.ipip 1480+20 192.168.0.2", "b fd00:10:244:2:: braid.sit 1480+20 192.168.0.2", "c 10.244.3.0 braid.ipip 1380+20 192.168.7.3", "c fd00:10:244:3:: braid.sit 1380+20 192.168.7.3"},
+	} {
+		in := input(backend, node("a", dualCIDR, dualIP), b, c)
+		in.PathMTU = map[netip.Addr]int{netip.MustParseAddr("192.168.0.2"): 1500, netip.MustParseAddr("fd00::2"): 1400, netip.MustParseAddr("192.168.7.3"): 1400}
+		net, _ := Plan(in)
+		var got []string
+		for _, p := range Probes(in, net) {
+			got = append(got, fmt.Sprintf("%s %s %s %d+%d %s", p.Node, p.To, p.Dev, p.Size, p.Over, p.Via))
+			if Means(in, p) == "" || !p.Local.IsValid() {
+				t.Errorf("%+v", p)
+			}
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s:\n%s\nwant\n%s", backend, strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}
+}

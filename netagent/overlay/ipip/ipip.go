@@ -21,6 +21,9 @@ const (
 // overhead is what a packet grows by: the outer IPv4 header.
 const overhead = 20
 
+// Overhead is what a packet grows by.
+func Overhead(bool) int { return overhead }
+
 // families returns which families of pods are carried, [0] IPv6 and [1] IPv4: those of peers' paths and of
 // the own pod CIDRs, so that devices do not depend on whether a peer is there.
 func families(self peer.Self, peers []peer.Peer) (carried [2]bool) {
@@ -73,7 +76,7 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 	for _, p := range peers {
 		p, net.Routes = hostgw.Split(self, p, net.Routes)
 		for _, path := range p.Paths {
-			r := desired.Route{Dst: path.CIDR, Via: path.Via, Dev: Device4, OnLink: true, MTU: path.Inner(u, overhead), Origin: fmt.Sprintf("pod CIDR %s of %s", path.CIDR, p.Origin)}
+			r := desired.Route{Dst: path.CIDR, Via: path.Via, Dev: Device4, OnLink: true, MTU: path.Inner(mtu, overhead), Origin: fmt.Sprintf("pod CIDR %s of %s", path.CIDR, p.Origin)}
 			if path.CIDR.Addr().Is6() { // where to is the gateway here too, in IPv6's clothes
 				r.Via, r.Dev = compatible(path.Via), Device6
 			}

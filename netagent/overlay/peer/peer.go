@@ -81,11 +81,11 @@ func (p Path) Below(mtu int) int {
 	return 0
 }
 
-// Inner is the MTU of a route over a tunnel whose packets grow by overhead: 0, which is the device's, unless the
-// way to the peer takes less than those to others.
-func (p Path) Inner(u Underlay, overhead int) int {
-	if n := p.Below(u.MTU); n > 0 {
-		return n - overhead
+// Inner is the MTU of a route by a tunnel whose packets grow by overhead: 0, which is that of the device, unless the
+// way to the peer takes less.
+func (p Path) Inner(device, overhead int) int {
+	if n := p.MTU - overhead; p.MTU > 0 && n < device {
+		return n
 	}
 	return 0
 }

@@ -16,8 +16,8 @@ const Device = "braid.udp"
 // Port is the UDP port that flannel uses.
 const Port = 8285
 
-// overhead is what a packet grows by: UDP 8, and the outer IP header.
-func overhead(is4 bool) int {
+// Overhead is what a packet grows by: UDP 8, and the outer IP header.
+func Overhead(is4 bool) int {
 	if is4 {
 		return 20 + 8
 	}
@@ -51,7 +51,7 @@ func used(self peer.Self, peers []peer.Peer) (list []peer.Underlay) {
 // MTU returns the largest packet, in bytes, that fits into a datagram over every underlay in use, and
 // what makes it so. It is 0 when no underlay is known.
 func MTU(self peer.Self, peers []peer.Peer) (mtu int, why string) {
-	return peer.MTU(used(self, peers), overhead, "UDP")
+	return peer.MTU(used(self, peers), Overhead, "UDP")
 }
 
 // Plan returns the device, this node's addresses on it, a route per pod CIDR of a peer, and the relay.
@@ -86,7 +86,7 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 			}
 			ipv6 = ipv6 || path.CIDR.Addr().Is6()
 			origin := fmt.Sprintf("pod CIDR %s of %s", path.CIDR, p.Origin)
-			net.Routes = append(net.Routes, desired.Route{Dst: path.CIDR, Via: path.CIDR.Addr(), Dev: Device, OnLink: true, MTU: path.Inner(u, overhead(u.Addr.Is4())), Origin: origin})
+			net.Routes = append(net.Routes, desired.Route{Dst: path.CIDR, Via: path.CIDR.Addr(), Dev: Device, OnLink: true, MTU: path.Inner(mtu, Overhead(u.Addr.Is4())), Origin: origin})
 			relay.Tunnels = append(relay.Tunnels, desired.Tunnel{Dst: path.CIDR, Via: path.Via, Origin: origin})
 		}
 	}

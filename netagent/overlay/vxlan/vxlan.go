@@ -31,14 +31,15 @@ func Device(is4 bool) string {
 	return Device6
 }
 
-func overhead(is4 bool) int {
+// Overhead is what a packet grows by over a family.
+func Overhead(is4 bool) int {
 	if is4 {
 		return overhead4
 	}
 	return overhead6
 }
 
-func inner(u peer.Underlay) int { return u.MTU - overhead(u.Addr.Is4()) }
+func inner(u peer.Underlay) int { return u.MTU - Overhead(u.Addr.Is4()) }
 
 // index gives a family its place in the arrays of this package: [0] IPv6, [1] IPv4.
 func index(is4 bool) int {
@@ -79,7 +80,7 @@ func MTU(self peer.Self, peers []peer.Peer) (mtu int, why string) {
 			used = append(used, u)
 		}
 	}
-	return peer.MTU(used, overhead, "VXLAN")
+	return peer.MTU(used, Overhead, "VXLAN")
 }
 
 // Plan returns the devices and, per pod CIDR of a peer, route, neighbour and forwarding entry.
@@ -112,7 +113,7 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 			}
 			dev, why := Device(over), fmt.Sprintf("pod CIDR %s of %s", path.CIDR, p.Origin)
 			gw := path.CIDR.Addr()
-			net.Routes = append(net.Routes, desired.Route{Dst: path.CIDR, Via: gw, Dev: dev, OnLink: true, MTU: path.Inner(u, overhead(over)), Origin: why})
+			net.Routes = append(net.Routes, desired.Route{Dst: path.CIDR, Via: gw, Dev: dev, OnLink: true, MTU: path.Inner(inner(u), Overhead(over)), Origin: why})
 			net.Neighs = append(net.Neighs, desired.Neigh{Dev: dev, IP: gw, MAC: p.MAC, Origin: why})
 			if !fdb[index(over)] {
 				fdb[index(over)] = true

@@ -18,8 +18,8 @@ const Device = "braid.wg"
 // Port is WireGuard's usual UDP port.
 const Port = 51820
 
-// overhead is what a packet grows by: the outer IP header, UDP 8, WireGuard's header 16 and tag 16.
-func overhead(is4 bool) int {
+// Overhead is what a packet grows by: the outer IP header, UDP 8, WireGuard's header 16 and tag 16.
+func Overhead(is4 bool) int {
 	if is4 {
 		return 20 + 8 + 32
 	}
@@ -64,7 +64,7 @@ func used(self peer.Self, peers []peer.Peer) (list []peer.Underlay) {
 // MTU returns the largest packet, in bytes, that is sent whole over every underlay in use, and what makes
 // it so. It is 0 when no underlay is known.
 func MTU(self peer.Self, peers []peer.Peer) (mtu int, why string) {
-	return peer.MTU(used(self, peers), overhead, "WireGuard")
+	return peer.MTU(used(self, peers), Overhead, "WireGuard")
 }
 
 // Plan returns the device, this node's addresses on it, a route per pod CIDR of a peer, and the peers. A
@@ -83,11 +83,11 @@ func Plan(self peer.Self, peers []peer.Peer) (net desired.Network, notes []peer.
 	for _, p := range peers {
 		var allowed []netip.Prefix
 		to := via(p)
-		u, ok := self.Underlay(to.Is4())
+		_, ok := self.Underlay(to.Is4())
 		for _, path := range p.Paths {
-			mtu := way(p, to).Inner(u, overhead(to.Is4()))
+			least := way(p, to).Inner(mtu, Overhead(to.Is4()))
 			allowed = append(allowed, path.CIDR)
-			net.Routes = append(net.Routes, desired.Route{Dst: path.CIDR, Via: path.CIDR.Addr(), Dev: Device, OnLink: true, MTU: mtu,
+			net.Routes = append(net.Routes, desired.Route{Dst: path.CIDR, Via: path.CIDR.Addr(), Dev: Device, OnLink: true, MTU: least,
 				Origin: fmt.Sprintf("pod CIDR %s of %s", path.CIDR, p.Origin)})
 		}
 		if !ok {
