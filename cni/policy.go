@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/braidnet/braid/cni/ipam"
 	"github.com/braidnet/braid/cni/tables"
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/xt"
+	"github.com/braidnet/braid/internal/kernel/ipset"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 )
@@ -76,21 +79,42 @@ func register(socket string, pod podID, host string, leases []ipam.Lease) error 
 	return nil
 }
 
-// policyInForce reports whether the kernel has a policy table for each family of the pod.
+// policyInForce reports whether the kernel has policies for each family of the pod, as nftables or as iptables rules.
 func policyInForce(leases []ipam.Lease) (bool, error) {
+	for _, l := range leases {
+		tables, err := policyTables(l.Addr.Is4())
+		if tables {
+			continue
+		}
+		chains, other := policyChains(l.Addr.Is4())
+		if !chains {
+			return false, errors.Join(err, other)
+		}
+	}
+	return true, nil
+}
+
+func policyTables(ipv4 bool) (bool, error) {
 	conn, err := tables.Open()
 	if err != nil {
 		return false, err
 	}
 	defer conn.Close()
-	for _, l := range leases {
-		family := desired.NFTIPv6
-		if l.Addr.Is4() {
-			family = desired.NFTIPv4
-		}
-		if there, err := conn.Exists(family, policyTable); err != nil || !there {
-			return false, err
-		}
+	family := desired.NFTIPv6
+	if ipv4 {
+		family = desired.NFTIPv4
 	}
-	return true, nil
+	return conn.Exists(family, policyTable)
+}
+
+// policyChains asks for the set that iptables rules of policy refer to, as long as nobody flushes them. That takes no
+// tool.
+func policyChains(ipv4 bool) (bool, error) {
+	conn, err := ipset.Open()
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	list, err := conn.List(xt.PolicySet(!ipv4))
+	return slices.ContainsFunc(list, func(x ipset.Info) bool { return x.References > 0 }), err
 }

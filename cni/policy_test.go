@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/braidnet/braid/cni/ipam"
+	"github.com/braidnet/braid/internal/desired/xt"
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -76,6 +77,12 @@ func TestIsolate(t *testing.T) {
 	is("the agent does not know the pod, the kernel cuts it off", run(socket, four), 0)
 	is("no agent, the kernel cuts it off", run(socket+"x", four), 0)
 	is("no agent, the kernel cuts off IPv4 only", run(socket+"x", both), types.ErrTryAgainLater)
+	ns.Exec(t, "nft", "delete", "table", "ip", policyTable)
+	ns.Exec(t, "ipset", "create", xt.PolicySet(false)+"b", "hash:ip")
+	is("no agent, sets that no rule refers to", run(socket+"x", four), types.ErrTryAgainLater)
+	ns.Exec(t, "iptables-nft", "-A", "FORWARD", "-m", "set", "--match-set", xt.PolicySet(false)+"b", "src", "-j", "RETURN")
+	is("no agent, iptables rules cut it off", run(socket+"x", four), 0)
+	is("no agent, iptables rules cut off IPv4 only", run(socket+"x", both), types.ErrTryAgainLater)
 	first = true
 	is("the agent does not know the pod, and has to", run(socket, four), types.ErrTryAgainLater)
 	is("no agent, and there has to be one", run(socket+"x", four), types.ErrTryAgainLater)

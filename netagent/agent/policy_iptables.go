@@ -55,8 +55,8 @@ type policyTool struct {
 }
 
 // newPolicyIPTables opens iptables and ipset of the network namespace it is called in, and changes nothing there. It
-// fails where the kernel or the node cannot do what is needed.
-func newPolicyIPTables(log *slog.Logger, o iptables.Options) (p *policyIPTables, err error) {
+// fails where the kernel or the node cannot do what is needed; bridged is where new pods are behind a bridge.
+func newPolicyIPTables(log *slog.Logger, o iptables.Options, bridged bool) (p *policyIPTables, err error) {
 	p = &policyIPTables{log: log, options: o, restore: (*ipt.Tool).Restore}
 	defer func() {
 		if err != nil {
@@ -67,10 +67,10 @@ func newPolicyIPTables(log *slog.Logger, o iptables.Options) (p *policyIPTables,
 	if p.variant, p.why, err = ipt.Choose(traces); err != nil {
 		return p, hintIPTables(p.variant, err)
 	}
-	return p, p.open()
+	return p, p.open(bridged)
 }
 
-func (p *policyIPTables) open() (err error) {
+func (p *policyIPTables) open(bridged bool) (err error) {
 	if p.links, err = link.OpenAt(-1); err != nil {
 		return err
 	}
@@ -101,7 +101,8 @@ func (p *policyIPTables) open() (err error) {
 		return err
 	}
 	p.state = iptables.NewState(families, p.options)
-	if _, err := p.links.LinkByName(p.options.Bridge); err == nil && !link.HasBridgeFilter() {
+	_, err = p.links.LinkByName(p.options.Bridge)
+	if bridged = bridged || err == nil; bridged && !link.HasBridgeFilter() {
 		return fmt.Errorf("policy mode iptables: pods on bridge %s could send past the policies: %w", p.options.Bridge, link.ErrNoBridgeFilter)
 	}
 	return nil

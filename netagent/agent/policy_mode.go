@@ -29,7 +29,7 @@ func newPolicyPlane(c Config) (plane policyPlane, why string, err error) {
 		}
 		why = err.Error()
 	}
-	tables, err := newPolicyIPTables(c.Log, iptables.Options{Bridge: link.PodBridge, Links: link.VethPrefix, Drop: drop, Log: c.PolicyLog})
+	tables, err := newPolicyIPTables(c.Log, iptables.Options{Bridge: link.PodBridge, Links: link.VethPrefix, Drop: drop, Log: c.PolicyLog}, c.PodMode != "routed")
 	switch {
 	case err != nil && why != "":
 		return nil, "", fmt.Errorf("%s; nor does policy mode iptables work here: %w", why, err)

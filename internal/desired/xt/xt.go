@@ -17,6 +17,15 @@ type Saved map[string]map[string][]string
 // kernel's chains: what an earlier one accepted they could not refuse.
 const PolicyPrefix = "BRAIDPOL-"
 
+// PolicySet begins the name of the ipset that rules of policy refer to wherever they are in force: that of the pods which
+// nothing isolates.
+func PolicySet(ipv6 bool) string {
+	if ipv6 {
+		return "braid6-from-open-"
+	}
+	return "braid4-from-open-"
+}
+
 // Rule joins the words of a rule, in the order in which iptables-save prints them, so that what is
 // read back usually equals what was written.
 func Rule(words ...string) string {

@@ -127,7 +127,8 @@ func (c *Conn) Check(s desired.IPSet) error {
 // Info is a set as the kernel lists it without its members.
 type Info struct {
 	desired.IPSet
-	Members int // -1 where the kernel does not say (before Linux 4.10)
+	Members    int // -1 where the kernel does not say (before Linux 4.10)
+	References int // of rules and other sets
 }
 
 // List returns the sets whose names begin with prefix.

@@ -97,7 +97,7 @@ func TestLifeOfSets(t *testing.T) {
 	}
 	gone := desired.IPSetOp{Verb: desired.IPSetDestroy, Set: desired.IPSet{Name: "braid-none"}}
 	for i, x := range cases {
-		if want := (Info{x.set, len(x.want)}); list[i] != want {
+		if want := (Info{x.set, len(x.want), 0}); list[i] != want {
 			t.Errorf("listed %+v, want %+v", list[i], want)
 		}
 		if err := c.Apply([]desired.IPSetOp{{Verb: desired.IPSetDestroy, Set: x.set}, gone}); err != nil {
@@ -166,6 +166,9 @@ func TestRefusals(t *testing.T) {
 		if err := c.Apply([]desired.IPSetOp{op}); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("error %v, want %q…", err, want)
 		}
+	}
+	if list, err := c.List("braid-a"); err != nil || len(list) != 1 || list[0].References != 1 {
+		t.Errorf("listed %+v (%v), want one reference", list, err)
 	}
 	if err := c.Apply([]desired.IPSetOp{{Verb: desired.IPSetDestroy, Set: addrs}}); !Busy(err) {
 		t.Errorf("%v does not say that something refers to it", err)

@@ -149,8 +149,11 @@ func parseInfo(b []byte) (info Info, err error) {
 			info.IPv6 = len(v) == 1 && v[0] == unix.AF_INET6
 		case nl.IPSET_ATTR_DATA:
 			return attrs(v, func(kind int, v []byte) error {
-				if kind == nl.IPSET_ATTR_ELEMENTS && len(v) == 4 {
+				switch {
+				case kind == nl.IPSET_ATTR_ELEMENTS && len(v) == 4:
 					info.Members = int(binary.BigEndian.Uint32(v))
+				case kind == nl.IPSET_ATTR_REFERENCES && len(v) == 4:
+					info.References = int(binary.BigEndian.Uint32(v))
 				}
 				return nil
 			})

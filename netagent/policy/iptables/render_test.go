@@ -10,6 +10,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/braidnet/braid/internal/desired/xt"
 	"github.com/braidnet/braid/internal/kernel/ipt"
 	"github.com/braidnet/braid/netagent/policy"
 	"github.com/braidnet/braid/netagent/policy/worlds"
@@ -166,6 +167,11 @@ func TestNamesFitTheKernel(t *testing.T) {
 	}
 	if _, err := NewState(both, Options{}).Apply(policy.Delta{}); err == nil {
 		t.Error("a state that knows nothing took a change")
+	}
+	for _, f := range families {
+		if want := xt.PolicySet(f.ipv6) + "a"; f.podsName(list{policy.Egress, ""}, "a") != want {
+			t.Errorf("the CNI plugin looks for %s", want)
+		}
 	}
 	if Ours("braid-x") || Ours("other") {
 		t.Error("others' sets are taken for ours")
