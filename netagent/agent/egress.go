@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -119,6 +120,9 @@ func chooseEgressPlane(r *egress.Rules, log *slog.Logger) (egressPlane, error) {
 	n, err := newEgressNFTables(r)
 	if err == nil {
 		return n, nil
+	}
+	if errors.Is(err, os.ErrPermission) { // iptables would only say so again, in other words
+		return nil, err
 	}
 	i, err2 := newEgressIPTables()
 	if err2 == nil {
