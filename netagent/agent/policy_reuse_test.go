@@ -67,14 +67,8 @@ func TestAddressReuse(t *testing.T) {
 		app := []string{"open", "closed"}[i%2]
 		pod := &model.Pod{Origin: policyObject(model.KindPod, fmt.Sprintf("b-%d", i)), UID: fmt.Sprintf("u-%d", i), Node: "n1", Labels: labels.Set{"app": app}, Phase: model.PhasePending}
 		order := i / 2 % 3
-		switch {
-		case order == 0:
+		if order == 0 {
 			gone()
-		case order == 2 && old != nil: // completed, and still there with its address
-			done := *old
-			done.Phase = model.PhaseSucceeded
-			l.compiler.Apply(0, []model.Change{{Ref: old.Ref, Old: old, New: &done}})
-			old = &done
 		}
 		l.change(pod)
 		of := policy.Attachment{Pod: pod.Key, UID: pod.UID, Link: "brdb", Addrs: []netip.Addr{addr}}
@@ -89,8 +83,15 @@ func TestAddressReuse(t *testing.T) {
 				l.compiler.Apply(0, []model.Change{{Ref: pod.Ref, Old: pod, New: &running}})
 				l.mustStep()
 			case "the one before is gone":
-				if order != 0 {
+				switch {
+				case order == 1:
 					gone()
+				case order == 2 && old != nil: // completed, which comes late, and still there with its address
+					done := *old
+					done.Phase = model.PhaseSucceeded
+					l.compiler.Apply(0, []model.Change{{Ref: old.Ref, Old: old, New: &done}})
+					l.mustStep()
+					old = &done
 				}
 			}
 			if got := reach("a", "10.0.0.3:80"); got != (app == "open") {
@@ -99,6 +100,9 @@ func TestAddressReuse(t *testing.T) {
 			if got := reach("b", "10.0.0.2:80"); got != (app == "open") {
 				t.Fatalf("round %d, %s, %s: reaches a: %v", i, app, when, got)
 			}
+		}
+		if order == 2 {
+			gone()
 		}
 		old = &running
 	}
