@@ -91,7 +91,7 @@ func DefaultConfig() Config {
 	}
 	return Config{
 		Node: strings.ToLower(host), RunDir: run, StateDir: "/var/lib/braid", CNIConfDir: "/etc/cni/net.d",
-		PodMode: "bridge", ServiceMode: "auto", IPMasq: "auto", Policy: "off", PolicyMode: "auto", PolicyDeny: "reject", PolicyLog: true, HTTP: "127.0.0.1:10249",
+		PodMode: "bridge", ServiceMode: "auto", IPMasq: "auto", Policy: "enforce", PolicyMode: "auto", PolicyDeny: "reject", PolicyLog: true, HTTP: "127.0.0.1:10249",
 		Overlay: "vxlan", VNI: 1, Port: 8472, UDPPort: udp.Port, WireGuardPort: wireguard.Port, PathChecks: true, NodeMask4: 24, NodeMask6: 64,
 		Conntrack: defaultConntrack, Version: "devel", Log: slog.Default(),
 	}
