@@ -21,6 +21,7 @@ import (
 type linkNode struct {
 	*nstest.NS
 	t     *testing.T
+	mu    sync.Mutex // held over a step, and where spec changes beside the loop
 	spec  podNetworkSpec
 	links *podLinks
 	loop  *reconcile.Loop
@@ -44,6 +45,8 @@ func newLinkNode(t *testing.T) *linkNode {
 
 // step is a step within the node; parameters below /proc/sys go by the thread.
 func (n *linkNode) step(ctx context.Context) (out reconcile.Outcome, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	err = n.Do(func() error { out, err = n.links.step(ctx); return err })
 	return out, err
 }
@@ -277,7 +280,9 @@ func TestRoutedPodLinksAreRepaired(t *testing.T) {
 	for i := range n.pods {
 		n.Exec(t, "ip", "link", "del", n.host(i))
 	}
+	n.mu.Lock()
 	n.spec.CIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.9.0/24")}
+	n.mu.Unlock()
 	n.loop.Kick()
 	nstest.Wait(t, "other pod CIDRs", func() error {
 		if got := n.Exec(t, "ip", "route", "show", "proto", "66") + n.Exec(t, "ip", "-6", "route", "show", "proto", "66"); got != "unreachable 10.244.9.0/24 metric 1048576 \n" {
