@@ -85,9 +85,10 @@ conformance: images deps ## run upstream's network specs on real clusters and wr
 	go run -C test/cluster . conformance --images bin/images/netagent.tar,bin/images/coredns.tar
 
 .PHONY: oracle
-oracle: deps ## compare our CoreDNS with the stock one, query by query, our services with kube-proxy, packet by packet, and meet flannel's nodes (root; builds all three)
-	cd test/oracle && go test -v -count=1 ./...
+oracle: deps ## compare our CoreDNS with the stock one, query by query, our services with kube-proxy, packet by packet, our CNI plugin with the reference ones, and meet flannel's nodes (root; builds them all)
+	cd test/oracle && go test -v -count=1 ./dns ./fakeapi
 	cd test/oracle && CGO_ENABLED=1 go test -v -count=1 ./flannel
+	cd test/oracle && go test -v -count=1 -timeout 40m ./cni -oracle.cases 600
 	cd test/oracle/services && go test -v -count=1 -timeout 90m . -oracle.clusters 2000
 
 .PHONY: bench

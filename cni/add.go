@@ -273,13 +273,14 @@ func podRoutes(conf *config, leases []ipam.Lease) []link.Route {
 		}
 		if _, ok := first[l.Addr.BitLen()]; !ok {
 			first[l.Addr.BitLen()] = l.Gateway
-			if !conf.Options.NoDefault {
-				add(&through, link.Route{Dst: defaultRoute(l.Addr), Via: l.Gateway})
+			if all := defaultRoute(l.Addr); !conf.Options.NoDefault && !slices.ContainsFunc(conf.Routes, func(r link.Route) bool { return r.Dst == all }) {
+				add(&through, link.Route{Dst: all, Via: l.Gateway})
 			}
 		}
 	}
-	for _, dst := range conf.Routes {
-		add(&through, link.Route{Dst: dst, Via: first[dst.Addr().BitLen()]})
+	for _, r := range conf.Routes {
+		r.Via = first[r.Dst.Addr().BitLen()]
+		add(&through, r)
 	}
 	return append(direct, through...)
 }

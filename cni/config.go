@@ -37,7 +37,7 @@ type config struct {
 	Bridge         string
 	MTU            int // 0: the kernel's default
 	Sets           []ipam.Set
-	Routes         []netip.Prefix // besides the default routes; through the gateway of their family
+	Routes         []link.Route // besides the default routes; through the gateway of their family
 	Ports          []hostport.Mapping
 	IPs            []netip.Addr     // asked for, each in another set
 	MAC            net.HardwareAddr // asked for; nil: any
@@ -96,8 +96,11 @@ type rawRange struct {
 }
 
 type rawRoute struct {
-	Dst string `json:"dst"`
-	GW  string `json:"gw"`
+	Dst      string `json:"dst"`
+	GW       string `json:"gw"`
+	MTU      int    `json:"mtu"`
+	AdvMSS   int    `json:"advmss"`
+	Priority int    `json:"priority"`
 }
 
 // invalid is the error for a value that cannot be: code 7 of the
@@ -119,7 +122,7 @@ func parseConfig(data []byte) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw.IPAM.Ranges = append(raw.Runtime.IPRanges, raw.IPAM.Ranges...) // as with host-local
+	raw.IPAM.Ranges = slices.Concat(raw.Runtime.IPRanges, raw.IPAM.all()) // as with host-local
 	if c.Sets, err = raw.IPAM.sets(); err != nil {
 		return nil, err
 	}
@@ -232,16 +235,20 @@ func (raw rawConfig) base() (*config, error) {
 	return c, err
 }
 
-func (raw rawIPAM) sets() ([]ipam.Set, error) {
-	ranges := raw.Ranges
-	if raw.Subnet != "" {
-		ranges = slices.Insert(slices.Clone(ranges), 0, []rawRange{raw.rawRange})
+// all are the ranges of both forms.
+func (raw rawIPAM) all() [][]rawRange {
+	if raw.Subnet == "" {
+		return raw.Ranges
 	}
-	if len(ranges) == 0 {
+	return slices.Insert(slices.Clone(raw.Ranges), 0, []rawRange{raw.rawRange})
+}
+
+func (raw rawIPAM) sets() ([]ipam.Set, error) {
+	if len(raw.Ranges) == 0 {
 		return nil, invalid(`ipam.ranges is empty: expected a list of lists such as [[{"subnet": "10.244.1.0/24"}]]`)
 	}
-	sets := make([]ipam.Set, len(ranges))
-	for i, list := range ranges {
+	sets := make([]ipam.Set, len(raw.Ranges))
+	for i, list := range raw.Ranges {
 		for j, r := range list {
 			parsed, err := r.parse()
 			if err != nil {
@@ -277,8 +284,8 @@ func (r rawRange) parse() (ipam.Range, error) {
 
 // routes checks the extra routes. A pod reaches nothing but its gateways
 // directly, so no other next hop can work.
-func (raw rawIPAM) routes(sets []ipam.Set) ([]netip.Prefix, error) {
-	var list []netip.Prefix
+func (raw rawIPAM) routes(sets []ipam.Set) ([]link.Route, error) {
+	var list []link.Route
 	for i, r := range raw.Routes {
 		dst, err := netip.ParsePrefix(r.Dst)
 		if err != nil {
@@ -291,7 +298,10 @@ func (raw rawIPAM) routes(sets []ipam.Set) ([]netip.Prefix, error) {
 		if r.GW != "" && !isGateway(sets, r.GW) {
 			return nil, invalid("ipam.routes[%d].gw is %q: expected the gateway of a range, or the key left out", i, r.GW)
 		}
-		list = append(list, dst)
+		if r.MTU < 0 || r.AdvMSS < 0 || r.Priority < 0 {
+			return nil, invalid("ipam.routes[%d] has mtu %d, advmss %d, priority %d: expected numbers above zero, or the keys left out", i, r.MTU, r.AdvMSS, r.Priority)
+		}
+		list = append(list, link.Route{Dst: dst, MTU: r.MTU, AdvMSS: r.AdvMSS, Metric: r.Priority})
 	}
 	return list, nil
 }

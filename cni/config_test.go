@@ -37,11 +37,11 @@ func TestConfigDefaults(t *testing.T) {
 func TestConfigOfHostLocal(t *testing.T) {
 	c, err := parseConfig([]byte(conf(`"type": "host-local", "subnet": "10.1.0.0/16", "rangeStart": "10.1.2.3", "gateway": "10.1.0.254",
 		"ranges": [[{"subnet": "fd00::/64"}]], "routes": [{"dst": "192.0.2.0/24"}, {"dst": "::/0", "gw": "fd00::1"}],
-		"dataDir": "/somewhere"`, `, "runtimeConfig": {}, "bridge": "br1", "mtu": 9000, "dns": {"nameservers": ["10.96.0.10"]}`)))
+		"dataDir": "/somewhere"`, `, "runtimeConfig": {"ipRanges": [[{"subnet": "10.9.0.0/24"}]]}, "bridge": "br1", "mtu": 9000, "dns": {"nameservers": ["10.96.0.10"]}`)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := c.Sets[0].String() + " " + c.Sets[0][0].Gateway.String(); got != "10.1.2.3-10.1.255.254 10.1.0.254" {
+	if got := c.Sets[0].String() + ", " + c.Sets[1].String() + " " + c.Sets[1][0].Gateway.String(); got != "10.9.0.1-10.9.0.254, 10.1.2.3-10.1.255.254 10.1.0.254" {
 		t.Errorf("range %s", got)
 	}
 	if c.Bridge != "br1" || c.MTU != 9000 || c.DataDir != "/somewhere" || len(c.Routes) != 2 || c.DNS.Nameservers[0] != "10.96.0.10" {
@@ -57,6 +57,8 @@ func TestConfigErrorsNameKeyAndExpectation(t *testing.T) {
 	}{
 		{`{"name": `, types.ErrDecodingFailure, "not valid JSON"},
 		{conf("", ""), 7, "ipam.ranges is empty: expected a list of lists"},
+		{conf(ranges4+`, "routes": [{"dst": "192.0.2.0/24", "mtu": -1}]`, ""), 7, "ipam.routes[0] has mtu -1"},
+		{conf(ranges4+`, "routes": [{"dst": "192.0.2.0/24", "table": 5}]`, ""), 2, "ipam.routes[0].table is 5, which this plugin does not do"},
 		{conf(`"ranges": [[]]`, ""), 7, "ipam.ranges[0] is empty: expected at least one range"},
 		{conf(`"ranges": [{"subnet": "10.0.0.0/24"}]`, ""), 7, "ipam.ranges is of type object: expected a list"},
 		{conf(`"ranges": [[{"subnet": "10.0.0.0/24"}, {"subnet": "10.0.0"}]]`, ""), 7, `ipam.ranges[0][1].subnet is "10.0.0": expected an address and a length`},
@@ -92,13 +94,13 @@ func TestPodRoutesOfTwoAddressesInAFamily(t *testing.T) {
 	lease := func(a, gw string) ipam.Lease {
 		return ipam.Lease{Addr: netip.MustParseAddr(a), Gateway: netip.MustParseAddr(gw)}
 	}
-	got := podRoutes(&config{Routes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("192.0.2.0/24")}},
+	got := podRoutes(&config{Routes: []link.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), MTU: 1300}, {Dst: netip.MustParsePrefix("192.0.2.0/24")}}},
 		[]ipam.Lease{lease("10.0.0.2", "10.0.0.1"), lease("10.1.0.2", "10.1.0.1"), lease("10.0.0.3", "10.0.0.1")})
 	var text []string
 	for _, r := range got {
 		text = append(text, r.String())
 	}
-	want := "10.0.0.1/32 on the link, 10.1.0.1/32 on the link, 0.0.0.0/0 via 10.0.0.1, 192.0.2.0/24 via 10.0.0.1"
+	want := "10.0.0.1/32 on the link, 10.1.0.1/32 on the link, 0.0.0.0/0 via 10.0.0.1 mtu 1300, 192.0.2.0/24 via 10.0.0.1"
 	if s := strings.Join(text, ", "); s != want {
 		t.Errorf("got %s, want %s", s, want)
 	}

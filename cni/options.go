@@ -117,7 +117,7 @@ var (
 		"sysctl", "mac", "promisc", "allmulti", "txQLen"}
 	rangeKeys      = []string{"subnet", "rangeStart", "rangeEnd", "gateway"}
 	ipamKeys       = append([]string{"type", "dataDir", "ranges", "routes", "resolvConf"}, rangeKeys...)
-	routeKeys      = []string{"dst", "gw"}
+	routeKeys      = []string{"dst", "gw", "mtu", "advmss", "priority"}
 	capabilityKeys = []string{"portMappings", "bandwidth", "ips", "mac", "ipRanges", "dns"}
 )
 

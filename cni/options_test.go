@@ -156,7 +156,7 @@ func TestOptionsThatAreNotServed(t *testing.T) {
 		{conf(ranges4, `, "linkInContainer": "x"`), 2, `linkInContainer is "x"`},
 		{conf(ranges4+`, "daemonSocketPath": "/x"`, ""), 2, "ipam.daemonSocketPath is"},
 		{conf(`"ranges": [[{"subnet": "10.0.0.0/24", "vlan": 7}]]`, ""), 2, "ipam.ranges[0][0].vlan is 7"},
-		{conf(ranges4+`, "routes": [{"dst": "10.0.0.0/8", "mtu": 1400}]`, ""), 2, "ipam.routes[0].mtu is 1400"},
+		{conf(ranges4+`, "routes": [{"dst": "10.0.0.0/8", "table": 5}]`, ""), 2, "ipam.routes[0].table is 5"},
 		{conf(ranges4, `, "capabilities": {"aliases": true}`), 2, "capabilities.aliases is true"},
 		{conf(ranges4, `, "runtimeConfig": {"infinibandGUID": "x"}`), 2, "runtimeConfig.infinibandGUID is"},
 		{conf(ranges4, `, "hairpinMode": true, "promiscMode": true`), 7, "hairpinMode and promiscMode are both true"},

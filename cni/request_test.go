@@ -2,6 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -52,6 +55,38 @@ func TestRequestsAreGranted(t *testing.T) {
 	}
 	h.del(p.attach)
 	h.clean("after DEL")
+}
+
+// TestOptionsOfHostLocal gives what is written for it, and CHECK knows it.
+func TestOptionsOfHostLocal(t *testing.T) {
+	h := newHost(t)
+	p := newPod(t, "pod")
+	file := filepath.Join(h.dir, "resolv.conf")
+	if err := os.WriteFile(file, []byte("# names\nnameserver 192.0.2.53\nsearch a.example\nsearch b.example c.example\noptions ndots:5 timeout:1\nsortlist 0.0.0.0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ipam := h.conf["ipam"].(map[string]any)
+	ipam["resolvConf"] = file
+	ipam["routes"] = []any{map[string]any{"dst": "192.0.2.0/24", "mtu": 1300, "priority": 7}, map[string]any{"dst": "::/0", "advmss": 1200}}
+	r := h.add(p.attach)
+	if text := fmt.Sprint(r.DNS); text != "{[192.0.2.53]  [b.example c.example] [ndots:5 timeout:1]}" {
+		t.Errorf("dns %s", text)
+	}
+	for family, want := range map[string]string{"-4": "192.0.2.0/24 via 10.244.1.1 dev eth0 proto 66 metric 7 mtu 1300", "-6": "default via fd00:10:244:1::1 dev eth0 proto 66 metric 1024 advmss 1200"} {
+		if out := p.Exec(t, "ip", family, "route"); !strings.Contains(out, want) || strings.Count(out, "default") != 1 {
+			t.Errorf("routes\n%s\nwant %s", out, want)
+		}
+	}
+	if r.Routes[2].MTU != 1300 && r.Routes[3].MTU != 1300 && r.Routes[4].MTU != 1300 {
+		t.Errorf("result %v", r.Routes)
+	}
+	if failure := h.check(p.attach, r); failure != nil {
+		t.Errorf("CHECK: %v", failure)
+	}
+	p.Exec(t, "ip", "route", "change", "192.0.2.0/24", "via", "10.244.1.1", "proto", "66", "metric", "7", "mtu", "1200")
+	if failure := h.check(p.attach, r); failure == nil || !strings.Contains(failure.Details, "route 192.0.2.0/24 via 10.244.1.1 mtu 1300 metric 7 is missing") {
+		t.Errorf("CHECK of another mtu: %v", failure)
+	}
 }
 
 func TestRequestsInArguments(t *testing.T) {

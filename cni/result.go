@@ -40,7 +40,7 @@ func result(conf *config, sandbox string, links []link.Ref, leases []ipam.Lease)
 	}
 	for _, route := range podRoutes(conf, leases) {
 		if route.Via.IsValid() {
-			r.Routes = append(r.Routes, &types.Route{Dst: *link.IPNet(route.Dst), GW: route.Via.AsSlice()})
+			r.Routes = append(r.Routes, asResult(route, full))
 		} else if full {
 			r.Routes = append(r.Routes, &types.Route{Dst: *link.IPNet(route.Dst), Scope: types100.Int(unix.RT_SCOPE_LINK)})
 		}
@@ -54,6 +54,15 @@ func result(conf *config, sandbox string, links []link.Ref, leases []ipam.Lease)
 // wasRouted tells whether the pod of a result has no bridge: what connects it may have been configured otherwise since.
 func wasRouted(r *types100.Result, bridge string) bool {
 	return !slices.ContainsFunc(r.Interfaces, func(i *types100.Interface) bool { return i.Name == bridge && i.Sandbox == "" })
+}
+
+// asResult is a route as the specification has it. Versions before 1.1.0 have no more than destination and gateway.
+func asResult(r link.Route, full bool) *types.Route {
+	out := &types.Route{Dst: *link.IPNet(r.Dst), GW: r.Via.AsSlice()}
+	if full {
+		out.MTU, out.AdvMSS, out.Priority = r.MTU, r.AdvMSS, r.Metric
+	}
+	return out
 }
 
 // attachment picks out of a result what is on one interface of the pod: its

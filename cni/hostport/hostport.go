@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/braidnet/braid/cni/tables"
@@ -91,16 +92,18 @@ type rule struct {
 }
 
 // rules says which elements mappings need: one for each family in which the pod has an address and
-// which the mapping allows. The first address of a family counts.
+// which the mapping allows. The first address of a family counts, and of mappings for one port the first,
+// such as one without an address and one of 0.0.0.0.
 func rules(mappings []Mapping, pod []netip.Addr) (out []rule, err error) {
 	for _, m := range mappings {
-		n := len(out)
+		leads := false
 		for _, t := range Tables {
-			if r, ok := families[t.Family].rule(m, pod); ok {
+			r, ok := families[t.Family].rule(m, pod)
+			if leads = leads || ok; ok && !slices.ContainsFunc(out, func(o rule) bool { return o.family == r.family && o.host == r.host }) {
 				out = append(out, r)
 			}
 		}
-		if len(out) == n {
+		if !leads {
 			return nil, fmt.Errorf("host port %s: the pod has no address of that family, only %v", m.Host, pod)
 		}
 	}

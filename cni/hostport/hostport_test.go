@@ -1,6 +1,7 @@
 package hostport
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -40,6 +41,29 @@ func TestRulesFollowTheFamilies(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("%q for %v: %s, want %s", c.addr, c.pod, got, c.want)
+		}
+	}
+}
+
+// TestTheFirstMappingOfAPortCounts: what Kubernetes takes for two ports, without an address and of 0.0.0.0, is one.
+func TestTheFirstMappingOfAPortCounts(t *testing.T) {
+	pod := []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}
+	any4 := Mapping{Host: Port{Addr: netip.IPv4Unspecified(), Protocol: TCP, Number: 80}, Container: 1}
+	all := Mapping{Host: Port{Protocol: TCP, Number: 80}, Container: 2}
+	for _, c := range []struct {
+		mappings []Mapping
+		want     string
+	}{
+		{[]Mapping{any4, all}, "[10.0.0.2:1 [fd00::2]:2]"},
+		{[]Mapping{all, any4}, "[10.0.0.2:2 [fd00::2]:2]"},
+	} {
+		list, err := rules(c.mappings, pod)
+		var got []netip.AddrPort
+		for _, r := range list {
+			got = append(got, r.pod)
+		}
+		if err != nil || fmt.Sprint(got) != c.want {
+			t.Errorf("%v: %v %v, want %s", c.mappings, got, err, c.want)
 		}
 	}
 }

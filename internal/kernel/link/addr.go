@@ -20,14 +20,28 @@ import (
 type Route struct {
 	Dst netip.Prefix
 	Via netip.Addr // zero: on the link
+	// Of the route, in bytes, and its preference; 0: the kernel's own.
+	MTU, AdvMSS, Metric int
 }
 
 func (r Route) String() string {
+	text := r.Dst.String() + " on the link"
 	if r.Via.IsValid() {
-		return r.Dst.String() + " via " + r.Via.String()
+		text = r.Dst.String() + " via " + r.Via.String()
 	}
-	return r.Dst.String() + " on the link"
+	for _, x := range []struct {
+		name  string
+		value int
+	}{{"mtu", r.MTU}, {"advmss", r.AdvMSS}, {"metric", r.Metric}} {
+		if x.value != 0 {
+			text += fmt.Sprintf(" %s %d", x.name, x.value)
+		}
+	}
+	return text
 }
+
+// metric6 is what the kernel gives a route of IPv6 that has none (IP6_RT_PRIO_USER).
+const metric6 = 1024
 
 // Host is a single address as a prefix: /32 or /128.
 func Host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
@@ -160,6 +174,7 @@ func podSysctls(p Pod) error {
 			sysctlValue{conf + "/disable_ipv6", "0"},
 			sysctlValue{conf + "/addr_gen_mode", "0"}, // a link-local address that follows from the MAC
 			sysctlValue{conf + "/accept_dad", map[bool]string{false: "0", true: "1"}[p.Options.DAD]},
+			sysctlValue{conf + "/keep_addr_on_down", "1"}, // as IPv4 does, and the reference plugins have it
 			sysctlValue{conf + "/accept_ra", "0"},
 			sysctlValue{conf + "/accept_redirects", "0"})
 	}
@@ -208,7 +223,10 @@ func Read(h *netlink.Handle, name string) (Seen, error) {
 			return s, fmt.Errorf("read the routes through %s: %w", name, err)
 		}
 		for _, r := range routes {
-			seen := Route{Dst: Netip(r.Dst)}
+			seen := Route{Dst: Netip(r.Dst), MTU: r.MTU, AdvMSS: r.AdvMSS, Metric: r.Priority}
+			if family == unix.AF_INET6 && r.Priority == metric6 {
+				seen.Metric = 0
+			}
 			if !seen.Dst.IsValid() {
 				seen.Dst = defaultOf(family)
 			}
@@ -263,7 +281,7 @@ func putAddr(h *netlink.Handle, l netlink.Link, p netip.Prefix, dad bool) error 
 }
 
 func addRoute(h *netlink.Handle, l netlink.Link, r Route) error {
-	route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: IPNet(r.Dst), Protocol: desired.RouteProtocol}
+	route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: IPNet(r.Dst), Protocol: desired.RouteProtocol, MTU: r.MTU, AdvMSS: r.AdvMSS, Priority: r.Metric}
 	if r.Via.IsValid() {
 		route.Gw = r.Via.AsSlice()
 	} else {
