@@ -116,6 +116,11 @@ bench-dns: build ## measure DNS beside stock CoreDNS, which it builds (installs 
 bench-pods: build deps ## measure what pods get through with each overlay, beside flannel and kernel set-ups by hand (root, builds flannel)
 	go run ./test/bench/pods $(ARGS)
 
+# More: `make bench-cni ARGS="--rounds 200"`, or what `go run ./test/bench/cni --help` says.
+.PHONY: bench-cni
+bench-cni: build deps ## measure how long pods wait for their network, beside the reference plugins (root, builds these)
+	go run ./test/bench/cni $(ARGS)
+
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt-ed:" $$out; exit 1; }
