@@ -33,7 +33,11 @@ var measures = []measure{
 	{name: "TCP, 1 stream", unit: "Gbit/s", run: func(w *world, d time.Duration) (float64, error) { return w.stream(1, d) }},
 	{name: "TCP, 8 streams", unit: "Gbit/s", run: func(w *world, d time.Duration) (float64, error) { return w.stream(8, d) }},
 	{name: "processor time, 1 stream", unit: "s/GB", less: true, run: (*world).processor},
-	{name: "UDP, 100 bytes", unit: "packets/s", run: (*world).packets},
+	{name: "UDP, 100 bytes", unit: "packets/s", run: func(w *world, d time.Duration) (float64, error) { return w.packets(100, d) }},
+	{name: "UDP, 1,350 bytes", unit: "Gbit/s", run: func(w *world, d time.Duration) (float64, error) {
+		n, err := w.packets(1350, d) // what one packet holds with every overlay
+		return n * 1350 * 8 / 1e9, err
+	}},
 	{name: "TCP ping-pong, median", unit: "µs", less: true, run: (*world).pingPong},
 }
 
@@ -181,8 +185,8 @@ func busy() (time.Duration, error) {
 	return time.Duration(user+nice+system+irq+softirq) * (time.Second / 100), nil
 }
 
-// packets sends small datagrams as fast as it can, one by one, and returns how many came a second.
-func (w *world) packets(length time.Duration) (float64, error) {
+// packets sends datagrams of a size as fast as it can, one by one, and returns how many came a second.
+func (w *world) packets(size int, length time.Duration) (float64, error) {
 	c, err := w.dial("udp", countPort, time.Second)
 	if err != nil {
 		return 0, err
@@ -190,7 +194,7 @@ func (w *world) packets(length time.Duration) (float64, error) {
 	defer c.Close()
 	r := w.received()
 	begin, from := time.Now(), r.packets.Load()
-	for b := make([]byte, 100); time.Since(begin) < length; {
+	for b := make([]byte, size); time.Since(begin) < length; {
 		for range 32 {
 			_, _ = c.Write(b) // what does not fit is lost, as the rest of the way
 		}
