@@ -127,11 +127,11 @@ var intendeds = []intended{
 		}},
 	{"DEL without a namespace removes the interface", "its name follows from the container's id; the reference waits for the namespace to end",
 		func(d *difference) bool {
-			return (d.Verb == delNowhere || d.Verb == delGone) && d.a == "" && d.is(`(pod\d|node link)\b.*`)
+			return (d.Verb == delNowhere || d.Verb == delGone) && (d.a == "" && d.is(`(pod\d|node link)\b.*`) || d.movedUp())
 		}},
 	{"GC", "the reference has none, and leaves it to the runtime's notes",
 		func(d *difference) bool {
-			return d.Verb == gc && d.a == "" && d.is(`(pod\d|node link|disk [0-9a-f]+[.:])\b.*`)
+			return d.Verb == gc && (d.a == "" && d.is(`(pod\d|node link|disk [0-9a-f]+[.:])\b.*`) || d.movedUp())
 		}},
 	{"pods keep their address on the way to host ports", "as on the way to services; only a pod that reaches itself has to be masqueraded",
 		func(d *difference) bool {
@@ -145,9 +145,9 @@ var intendeds = []intended{
 		}},
 	{"no lock without reservations", "DEL and refused calls make no folder",
 		func(d *difference) bool { return d.is("disk lock") && d.a == "" }},
-	{"host ports that lead nowhere", "an address of a family that the pod has not, or one port twice: refused, where the reference leaves out one in silence",
+	{"host ports that lead nowhere", "what is no address, one of a family that the pod has not, or one port twice: refused, where the reference leaves out one in silence",
 		func(d *difference) bool {
-			return d.onlyOursFailed("of a family that ipam.ranges has|expected each once")
+			return d.onlyOursFailed("of a family that ipam.ranges has|expected each once|hostIP is .here.")
 		}},
 }
 
@@ -186,6 +186,19 @@ func (f facts) pod(address string) string {
 		}
 	}
 	return ""
+}
+
+// movedUp tells whether a link has another number only because ours has none of those before it.
+func (d *difference) movedUp() bool {
+	if !d.is(`node link \d+`) {
+		return false
+	}
+	for name, link := range d.theirs {
+		if strings.HasPrefix(name, "node link ") && (link == d.a || strings.Replace(link, "hairpin false", "hairpin true", 1) == d.a) {
+			return true
+		}
+	}
+	return false
 }
 
 // question tells whether it is about traffic.
