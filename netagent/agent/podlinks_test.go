@@ -196,6 +196,9 @@ func TestPodLinksAreRepaired(t *testing.T) {
 		}
 		return n.works(n.state())
 	})
+	if out, err := n.step(t.Context()); err != nil || len(out.Changes) > 0 {
+		t.Fatalf("with nothing to repair: %v, %v", out.Changes, err)
+	}
 	state := n.state()
 	if !strings.Contains(state, "alias default/pod0 bridge=braid0") || strings.Count(state, "hairpin on") != 2 {
 		t.Fatalf("state:\n%s", state)

@@ -17,6 +17,10 @@ import (
 // cutPause is the least time between two readings of the table of connections.
 const cutPause = time.Second
 
+// readings is how often the table is read after a change: a table that changes while it is read may be told
+// with an entry left out.
+const readings = 2
+
 // policyFlows ends connections that a change of policy forbids. The kernel judges a connection by its first
 // packet only; once its entry is gone, its next packet is a first one again.
 type policyFlows struct {
@@ -26,7 +30,7 @@ type policyFlows struct {
 	kick     func()
 
 	mu  sync.Mutex
-	due bool
+	due int // readings of the table to come
 
 	last time.Time // the step's own
 	cut  int
@@ -45,7 +49,7 @@ func (f *policyFlows) changed(d policy.Delta) {
 		return
 	}
 	f.mu.Lock()
-	f.due = true
+	f.due = readings
 	f.mu.Unlock()
 	f.kick()
 }
@@ -56,17 +60,20 @@ func (f *policyFlows) step(ctx context.Context) (reconcile.Outcome, error) {
 	}
 	f.mu.Lock()
 	due := f.due
-	f.due = false
+	f.due = max(due-1, 0)
 	f.mu.Unlock()
 	var out reconcile.Outcome
-	if due {
+	if due > 0 {
 		n, err := f.clean()
 		f.last = time.Now()
 		if err != nil {
 			f.mu.Lock()
-			f.due = true
+			f.due = readings
 			f.mu.Unlock()
 			return out, err
+		}
+		if due > 1 {
+			f.kick()
 		}
 		if f.cut += n; n > 0 {
 			f.log.Info("connections that policy forbids were ended", "count", n)

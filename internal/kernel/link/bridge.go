@@ -130,7 +130,7 @@ func RepairBridge(h *netlink.Handle, want Bridge) (Ref, []string, error) {
 	for _, p := range want.Addrs {
 		if !slices.Contains(have.Addrs, p) {
 			found = append(found, fmt.Sprintf("address %s was missing", p))
-		} else if have.Up && !slices.Contains(have.Routes, Route{Dst: p.Masked()}) {
+		} else if have.Up && !slices.ContainsFunc(have.Routes, func(r Route) bool { return r.Dst == p.Masked() && !r.Via.IsValid() }) {
 			found = append(found, fmt.Sprintf("the route to %s was missing", p.Masked()))
 		}
 	}
