@@ -17,8 +17,9 @@ import (
 // cutPause is the least time between two readings of the table of connections.
 const cutPause = time.Second
 
-// readings is how often the table is read after a change: a table that changes while it is read may be told
-// with an entry left out.
+// readings is how often the table is read after a change, and again for as long as there is something to end: a
+// table that changes while it is read may be told with an entry left out, and an answer that was under way makes
+// the kernel believe that the connection began at the other end, where nothing forbids it.
 const readings = 2
 
 // policyFlows ends connections that a change of policy forbids. The kernel judges a connection by its first
@@ -32,8 +33,15 @@ type policyFlows struct {
 	mu  sync.Mutex
 	due int // readings of the table to come
 
-	last time.Time // the step's own
-	cut  int
+	last  time.Time // the step's own
+	cut   int
+	ended map[ends]struct{} // what the reading before ended
+}
+
+// ends are who began a connection, and who answered.
+type ends struct {
+	protocol model.Protocol
+	from, to netip.AddrPort
 }
 
 // changed says that the kernel has a change of the compiled value.
@@ -72,7 +80,10 @@ func (f *policyFlows) step(ctx context.Context) (reconcile.Outcome, error) {
 			f.mu.Unlock()
 			return out, err
 		}
-		if due > 1 {
+		if due > 1 || n > 0 {
+			f.mu.Lock()
+			f.due = max(f.due, 1)
+			f.mu.Unlock()
 			f.kick()
 		}
 		if f.cut += n; n > 0 {
@@ -90,10 +101,22 @@ func (f *policyFlows) clean() (cut int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	before := f.ended
+	f.ended = map[ends]struct{}{}
 	for _, ipv6 := range []bool{false, true} {
 		for _, protocol := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
 			n, err := f.conn.Delete(conntrack.Filter{IPv6: ipv6, Protocol: uint8(protocol)}, func(x conntrack.Flow) bool {
-				return f.forbidden(x, protocol, own)
+				if !f.forbidden(x, protocol, own) {
+					// When the next packet was an answer, the kernel takes whoever sent it for who began.
+					other := ends{protocol, x.Answers, x.Src}
+					_, was := before[other]
+					if was {
+						f.ended[other] = struct{}{}
+					}
+					return was
+				}
+				f.ended[ends{protocol, x.Src, x.Answers}] = struct{}{}
+				return true
 			})
 			cut += n
 			if err != nil && !conntrack.Unsupported(err) {

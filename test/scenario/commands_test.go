@@ -155,14 +155,17 @@ type flow struct {
 	log string
 }
 
-// cmdFlow starts `flow TARGET URL`: new HTTP connections to URL from TARGET, one after the other,
-// until flowok. It returns once the first succeeded.
+// cmdFlow starts `flow TARGET URL [SECONDS]`: new HTTP connections to URL from TARGET, one after the other,
+// until flowok, each of which may take so long (5). It returns once the first succeeded.
 func cmdFlow(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 2 {
-		ts.Fatalf("usage: flow TARGET URL")
+	if len(args) == 2 {
+		args = append(args, "5")
+	}
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: flow TARGET URL [SECONDS]")
 	}
 	f := &flow{log: ts.MkAbs(fmt.Sprintf("flow%d.log", flowNumber.Add(1)))}
-	script := fmt.Sprintf(`while [ ! -e %[2]s.stop ]; do if curl -sS --max-time 5 -o /dev/null %[1]s 2>>%[2]s.err; then echo ok; else echo failed; fi >>%[2]s; done`, args[1], f.log)
+	script := fmt.Sprintf(`while [ ! -e %[2]s.stop ]; do if curl -sS --max-time %[3]s -o /dev/null %[1]s 2>>%[2]s.err; then echo ok; else echo failed; fi >>%[2]s; done`, args[1], f.log, args[2])
 	f.cmd = exec.Command(lookPath(ts, "netagent"), "lab", "exec", "--name", ts.Getenv("LAB"), args[0], "--", "sh", "-c", script)
 	ts.Check(f.cmd.Start())
 	if _, running := flows.LoadOrStore(ts.Getenv("LAB"), f); running {
