@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"sync"
 	"time"
@@ -38,12 +39,17 @@ func (o *podNetwork) Watch(ctx context.Context, kick func()) {
 	wg.Go(func() { settleHits(ctx, hits, kick) })
 	wg.Go(func() { o.followForwarding(ctx, hits) })
 	defer wg.Wait()
+	followAgain(ctx, o.log, "overlay", func() error { return o.follow(ctx, hits) })
+}
+
+// followAgain calls follow until ctx ends, again when its subscriptions broke.
+func followAgain(ctx context.Context, log *slog.Logger, what string, follow func() error) {
 	for ctx.Err() == nil {
-		err := o.follow(ctx, hits)
+		err := follow()
 		if ctx.Err() != nil {
 			return
 		}
-		o.log.Warn("overlay: lost the kernel's events: asking for them again", "err", err, "pause", resubscribe)
+		log.Warn(what+": lost the kernel's events: asking for them again", "err", err, "pause", resubscribe)
 		select {
 		case <-ctx.Done():
 		case <-time.After(resubscribe):

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	vnetns "github.com/vishvananda/netns"
@@ -48,17 +47,7 @@ func (p *podLinks) Watch(ctx context.Context, kick func()) {
 	var wg sync.WaitGroup
 	wg.Go(func() { settleHits(ctx, hits, kick) })
 	defer wg.Wait()
-	for ctx.Err() == nil {
-		err := p.follow(ctx, hits)
-		if ctx.Err() != nil {
-			return
-		}
-		p.log.Warn("links of pods: lost the kernel's events: asking for them again", "err", err, "pause", resubscribe)
-		select {
-		case <-ctx.Done():
-		case <-time.After(resubscribe):
-		}
-	}
+	followAgain(ctx, p.log, "links of pods", func() error { return p.follow(ctx, hits) })
 }
 
 // follow hits for each event that contradicts the view, until ctx ends or a subscription breaks; and once at its
