@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -75,14 +73,14 @@ func (w *world) serve() error {
 			},
 			echoPort: func(c net.Conn) { _, _ = io.Copy(c, c) },
 		} {
-			l, err := net.Listen("tcp", net.JoinHostPort(podIP(2), port))
+			l, err := net.Listen("tcp", net.JoinHostPort(w.podIP(2), port))
 			if err != nil {
 				return err
 			}
 			w.servers = append(w.servers, l)
 			go accept(l, handle)
 		}
-		u, err := net.ListenPacket("udp", net.JoinHostPort(podIP(2), countPort))
+		u, err := net.ListenPacket("udp", net.JoinHostPort(w.podIP(2), countPort))
 		if err != nil {
 			return err
 		}
@@ -119,7 +117,7 @@ func accept(l net.Listener, handle func(net.Conn)) {
 // dial connects from the first pod to the second.
 func (w *world) dial(network, port string, patience time.Duration) (c net.Conn, err error) {
 	err = w.pods[0].Do(func() (err error) {
-		c, err = (&net.Dialer{Timeout: patience}).DialContext(context.Background(), network, net.JoinHostPort(podIP(2), port))
+		c, err = (&net.Dialer{Timeout: patience}).DialContext(context.Background(), network, net.JoinHostPort(w.podIP(2), port))
 		return err
 	})
 	return c, err
@@ -157,10 +155,10 @@ func (w *world) stream(n int, length time.Duration) (float64, error) {
 	return rate, nil
 }
 
-// processor returns what one gigabyte costs, in seconds of a processor: all that the machine did meanwhile,
-// since work of the kernel on behalf of packets is nobody's. It says something on a quiet machine only.
+// processor returns what one gigabyte costs, in seconds of a processor: of this process, which is both pods,
+// of the programs of the nodes, and of the kernel's threads for packets. So what else the machine does counts little.
 func (w *world) processor(length time.Duration) (float64, error) {
-	before, err := busy()
+	before, err := w.spent()
 	if err != nil {
 		return 0, err
 	}
@@ -168,21 +166,8 @@ func (w *world) processor(length time.Duration) (float64, error) {
 	if _, err := w.stream(1, length); err != nil {
 		return 0, err
 	}
-	after, err := busy()
+	after, err := w.spent()
 	return (after - before).Seconds() / (float64(w.received().bytes.Load()-from) / 1e9), err
-}
-
-// busy is the time that all processors together have not been idle since the machine started.
-func busy() (time.Duration, error) {
-	data, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0, err
-	}
-	var user, nice, system, idle, wait, irq, softirq, steal int64
-	if _, err := fmt.Sscanf(string(data), "cpu %d %d %d %d %d %d %d %d", &user, &nice, &system, &idle, &wait, &irq, &softirq, &steal); err != nil {
-		return 0, fmt.Errorf("/proc/stat: %w", err)
-	}
-	return time.Duration(user+nice+system+irq+softirq) * (time.Second / 100), nil
 }
 
 // packets sends datagrams of a size as fast as it can, one by one, and returns how many came a second.

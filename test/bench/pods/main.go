@@ -23,10 +23,12 @@ import (
 // options are the flags.
 type options struct {
 	netagent, flannel string
+	wireguard         string // the program that serves a device of that kind where the kernel has none
 	subjects          *regexp.Regexp
 	measures          *regexp.Regexp
 	rounds            int
 	length            time.Duration
+	underlay          int
 	offUDP, offTCP    bool
 }
 
@@ -50,6 +52,7 @@ func parse(args []string) (*options, error) {
 	f.StringVar(&o.flannel, "flannel", "", "the peer (default: built from its module, with cgo)")
 	f.IntVar(&o.rounds, "rounds", 5, "times that each figure is taken; the median counts")
 	f.DurationVar(&o.length, "length", time.Second, "how long each time")
+	f.IntVar(&o.underlay, "underlay", 4, "the family of nodes' and pods' addresses, 4 or 6; with 6 flannel is left out")
 	f.BoolVar(&o.offUDP, "split-udp", false, "let the wire split UDP packets that stand for many, as most network cards do in software")
 	f.BoolVar(&o.offTCP, "split-tcp", false, "let the wire split TCP packets too")
 	if err := f.Parse(args); err != nil {
@@ -65,6 +68,8 @@ func parse(args []string) (*options, error) {
 	switch {
 	case f.NArg() > 0:
 		return nil, fmt.Errorf("%q is no flag; see --help", f.Arg(0))
+	case o.underlay != 4 && o.underlay != 6:
+		return nil, fmt.Errorf("underlay: %d: use 4 or 6", o.underlay)
 	case o.rounds < 1:
 		return nil, fmt.Errorf("rounds: %d: use 1 or more", o.rounds)
 	case os.Geteuid() != 0:
@@ -82,25 +87,41 @@ func (o *options) programs() (err error) {
 		return fmt.Errorf("our agent: %w; run `make build` first, in the repository's root", err)
 	}
 	for _, s := range o.chosen() {
-		if s.flannel == "" || o.flannel != "" {
-			continue
+		switch {
+		case s.flannel && o.flannel == "":
+			o.flannel, err = build("flannel", "1", "-C", "test/oracle", "./flannel")
+		case s.kind == "wireguard" && s.hand != nil && o.wireguard == "":
+			o.wireguard, err = build("wireguard-go", "0", "golang.zx2c4.com/wireguard")
 		}
-		if o.flannel, err = filepath.Abs("bin/flannel"); err != nil {
+		if err != nil {
 			return err
-		}
-		cmd := exec.Command("go", "build", "-C", "test/oracle", "-o", o.flannel, "./flannel")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("build flannel: %w\n%s", err, out)
 		}
 	}
 	return nil
 }
 
+// build makes a peer's program and returns where it is.
+func build(name, cgo string, args ...string) (string, error) {
+	file, err := filepath.Abs(filepath.Join("bin", name))
+	if err != nil {
+		return "", err
+	}
+	argv := []string{"build"}
+	if args[0] == "-C" {
+		argv, args = append(argv, args[:2]...), args[2:]
+	}
+	cmd := exec.Command("go", append(append(argv, "-o", file), args...)...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build %s: %w\n%s", name, err, out)
+	}
+	return file, nil
+}
+
 // chosen are the subjects to measure.
 func (o *options) chosen() (out []subject) {
 	for _, s := range subjects() {
-		if o.subjects.MatchString(s.name) {
+		if o.subjects.MatchString(s.name) && (!s.flannel || o.underlay == 4) {
 			out = append(out, s)
 		}
 	}

@@ -1,9 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,22 +17,25 @@ import (
 
 // subject is a way to join the pods of two nodes.
 type subject struct {
-	name    string
-	overlay string                           // backend of our agent, or
-	flannel string                           // backend of flannel, or
-	hand    func(w *world, n int) [][]string // commands of ip and bridge
+	name string
+	kind string // host-gw, vxlan, udp or wireguard
+	hand func(w *world, n int, o *options) error
+	// flannel's, or else, where hand is nil too, our agent's
+	flannel bool
 }
 
 // subjects lists what can be measured. Those by hand are what the others are compared with.
 func subjects() []subject {
 	return []subject{
-		{name: "host-gw by hand", hand: hostgw},
-		{name: "vxlan by hand", hand: vxlan},
-		{name: "braid host-gw", overlay: "host-gw"},
-		{name: "braid vxlan", overlay: "vxlan"},
-		{name: "braid udp", overlay: "udp"},
-		{name: "flannel vxlan", flannel: "vxlan"},
-		{name: "flannel udp", flannel: "udp"},
+		{name: "host-gw by hand", kind: "host-gw", hand: hostgw},
+		{name: "vxlan by hand", kind: "vxlan", hand: vxlan},
+		{name: "wireguard by hand", kind: "wireguard", hand: wireguard},
+		{name: "braid host-gw", kind: "host-gw"},
+		{name: "braid vxlan", kind: "vxlan"},
+		{name: "braid udp", kind: "udp"},
+		{name: "braid wireguard", kind: "wireguard"},
+		{name: "flannel vxlan", kind: "vxlan", flannel: true},
+		{name: "flannel udp", kind: "udp", flannel: true},
 	}
 }
 
@@ -43,47 +46,55 @@ func names() (out []string) {
 	return out
 }
 
-func hostgw(_ *world, n int) [][]string {
-	return [][]string{{"ip", "route", "add", cidr(other(n)), "via", nodeIP(other(n))}}
-}
-
-func vxlan(_ *world, n int) [][]string {
-	peer, mac := other(n), func(n int) string { return fmt.Sprintf("02:00:00:00:00:%02d", n) }
-	gateway := strings.TrimSuffix(cidr(peer), "/24")
-	return [][]string{
-		{"ip", "link", "add", "vx", "address", mac(n), "mtu", "1450", "type", "vxlan", "id", "1", "dstport", "8472", "dev", "eth0", "local", nodeIP(n), "nolearning"},
-		{"ip", "link", "set", "vx", "up"},
-		{"ip", "neigh", "add", gateway, "lladdr", mac(peer), "dev", "vx", "nud", "permanent"},
-		{"bridge", "fdb", "append", mac(peer), "dev", "vx", "dst", nodeIP(peer)},
-		{"ip", "route", "add", cidr(peer), "via", gateway, "dev", "vx", "onlink"},
-	}
-}
-
 // start makes the subject work on node n of a world.
 func (s subject) start(w *world, n int, o *options) error {
-	node := w.nodes[n-1]
+	node, name := w.nodes[n-1], fmt.Sprintf("n%d", n)
 	switch {
 	case s.hand != nil:
-		for _, argv := range s.hand(w, n) {
-			if err := run(node, argv...); err != nil {
-				return err
-			}
-		}
-		return nil
-	case s.flannel != "":
-		return w.daemon(node, fmt.Sprintf("flannel%d", n), o.flannel, "--dir", w.dir, "--name", fmt.Sprintf("n%d", n), "--subnet", cidr(n), s.flannel)
+		return s.hand(w, n, o)
+	case s.flannel:
+		return w.daemon(node, "flannel-"+name, o.flannel, "--dir", w.dir, "--name", name, "--subnet", w.cidrOf(n), s.kind)
 	}
-	var yaml strings.Builder
-	for k := 1; k <= 2; k++ {
-		fmt.Fprintf(&yaml, "---\napiVersion: v1\nkind: Node\nmetadata: {name: n%d}\nspec: {podCIDR: %s, podCIDRs: [%s]}\nstatus: {addresses: [{type: InternalIP, address: %s}]}\n", k, cidr(k), cidr(k), nodeIP(k))
-	}
-	file := filepath.Join(w.dir, "nodes.yaml")
-	if err := os.WriteFile(file, []byte(yaml.String()), 0o600); err != nil {
+	if err := w.manifests([2]string{}); err != nil {
 		return err
 	}
-	dir := filepath.Join(w.dir, fmt.Sprintf("n%d", n))
-	return w.daemon(node, fmt.Sprintf("netagent%d", n), o.netagent, "run", "--node", fmt.Sprintf("n%d", n), "--manifests", file, "--overlay", s.overlay,
-		"--service-mode", "none", "--ip-masq=false", "--cni-conf-dir", "", "--http", fmt.Sprintf("127.0.0.1:%d", 10249), "--run-dir", dir, "--state-dir", dir)
+	dir := filepath.Join(w.dir, name)
+	err := w.daemon(node, "netagent-"+name, o.netagent, "run", "--node", name, "--manifests", w.dir+"/nodes.yaml", "--overlay", s.kind,
+		"--service-mode", "none", "--ip-masq=false", "--cni-conf-dir", "", "--http", "127.0.0.1:10249", "--run-dir", dir, "--state-dir", dir)
+	if err == nil && s.kind == "wireguard" && n == 2 {
+		err = w.introduce()
+	}
+	return err
+}
+
+// manifests writes the Nodes that the agents read, with what is to stand in their annotations, as JSON.
+func (w *world) manifests(annotations [2]string) error {
+	var yaml strings.Builder
+	for n := 1; n <= 2; n++ {
+		fmt.Fprintf(&yaml, "---\napiVersion: v1\nkind: Node\nmetadata: {name: n%d, annotations: %s}\nspec: {podCIDR: %q, podCIDRs: [%[3]q]}\nstatus: {addresses: [{type: InternalIP, address: %q}]}\n",
+			n, cmp.Or(annotations[n-1], "{}"), w.cidrOf(n), w.nodeIP(n))
+	}
+	file := filepath.Join(w.dir, "nodes.yaml")
+	if err := os.WriteFile(file+".new", []byte(yaml.String()), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
+}
+
+// introduce gives each Node the annotations that its agent wants to have there: its key.
+func (w *world) introduce() error {
+	var list [2]string
+	for i := range list {
+		file := filepath.Join(w.dir, fmt.Sprintf("n%d", i+1), "node-annotations.json")
+		if err := await(patience, func() error {
+			b, err := os.ReadFile(file)
+			list[i] = string(b)
+			return err
+		}); err != nil {
+			return fmt.Errorf("an agent asks for no annotations: %w", err)
+		}
+	}
+	return w.manifests(list)
 }
 
 // birth runs functions on a thread that lives as long as this process: what dies with its parent dies with
@@ -119,12 +130,16 @@ func (w *world) daemon(ns *netns.NS, name string, argv ...string) error {
 }
 
 // await waits until a connection goes from pod to pod.
-func (w *world) await() (err error) {
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		var c net.Conn
-		if c, err = w.dial("tcp", discardPort, time.Second); err == nil {
-			return c.Close()
+func (w *world) await() error {
+	err := await(patience, func() error {
+		c, err := w.dial("tcp", discardPort, time.Second)
+		if err == nil {
+			err = c.Close()
 		}
+		return err
+	})
+	if err == nil {
+		return nil
 	}
 	logs := []error{fmt.Errorf("no pod reaches the other: %w", err)}
 	files, _ := filepath.Glob(filepath.Join(w.dir, "*.log"))
@@ -133,6 +148,17 @@ func (w *world) await() (err error) {
 		logs = append(logs, fmt.Errorf("%s: %s", filepath.Base(f), b[max(0, len(b)-1000):]))
 	}
 	return errors.Join(logs...)
+}
+
+const patience = 20 * time.Second // for programs to start
+
+// await repeats try until it succeeds, and returns its last error when that takes too long.
+func await(limit time.Duration, try func() error) (err error) {
+	for deadline := time.Now().Add(limit); ; time.Sleep(50 * time.Millisecond) {
+		if err = try(); err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 func run(ns *netns.NS, argv ...string) error {

@@ -68,6 +68,9 @@ func printFacts(w io.Writer, o *options) {
 	load, _ := os.ReadFile("/proc/loadavg")
 	fmt.Fprintf(w, "%s; Linux %s; %d processors; load average at the start %s; medians of %d rounds of %s (smallest–largest; times the first row)",
 		time.Now().UTC().Format("2 January 2006 15:04 MST"), unix.ByteSliceToString(u.Release[:]), runtime.NumCPU(), strings.Fields(string(load))[0], o.rounds, o.length)
+	if o.underlay == 6 {
+		fmt.Fprint(w, "; over IPv6")
+	}
 	if o.offUDP {
 		fmt.Fprint(w, "; the wire splits UDP")
 	}

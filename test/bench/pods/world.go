@@ -13,14 +13,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func other(n int) int      { return 3 - n }
-func nodeIP(n int) string  { return fmt.Sprintf("192.168.77.%d", n) }
-func cidr(n int) string    { return fmt.Sprintf("10.244.%d.0/24", n) }
-func podIP(n int) string   { return fmt.Sprintf("10.244.%d.5", n) }
-func gateway(n int) string { return fmt.Sprintf("10.244.%d.1", n) }
+func other(n int) int { return 3 - n }
+
+// addresses are those of one family: nodes and pods have no others.
+type addresses struct {
+	family  string // as ip(8) wants it
+	wide    int    // bits of an address
+	forward string // what makes a node a router
+	node    string // formats of node and pod number n; the last with a prefix
+	link    int    // bits of the prefix that both nodes are in
+	pod, gw string
+	cidr    string
+}
+
+var families = map[int]addresses{
+	4: {"-4", 32, "net/ipv4/ip_forward", "192.168.77.%d", 24, "10.244.%d.5", "10.244.%d.1", "10.244.%d.0/24"},
+	6: {"-6", 128, "net/ipv6/conf/all/forwarding", "fd77::%d", 64, "fd44:0:0:%d::5", "fd44:0:0:%d::1", "fd44:0:0:%d::/64"},
+}
+
+func (a addresses) nodeIP(n int) string  { return fmt.Sprintf(a.node, n) }
+func (a addresses) cidrOf(n int) string  { return fmt.Sprintf(a.cidr, n) }
+func (a addresses) podIP(n int) string   { return fmt.Sprintf(a.pod, n) }
+func (a addresses) gateway(n int) string { return fmt.Sprintf(a.gw, n) }
+func (a addresses) host(ip string) string {
+	return fmt.Sprintf("%s/%d", ip, a.wide)
+}
 
 // world is two nodes with a pod each, in network namespaces without names: they end with this process.
 type world struct {
+	addresses
 	nodes, pods [2]*netns.NS
 	dir         string
 	daemons     []*exec.Cmd
@@ -28,7 +49,7 @@ type world struct {
 }
 
 func newWorld(s subject, o *options) (w *world, err error) {
-	w = &world{}
+	w = &world{addresses: families[o.underlay]}
 	if w.dir, err = os.MkdirTemp("", "bench-pods-"); err != nil {
 		return w, err
 	}
@@ -70,8 +91,8 @@ func (w *world) wire(o *options) error {
 	for n := 1; n <= 2 && err == nil; n++ {
 		ns := w.nodes[n-1]
 		err = errors.Join(
-			run(ns, "ip", "addr", "add", nodeIP(n)+"/24", "dev", "eth0"), run(ns, "ip", "link", "set", "eth0", "up"),
-			run(ns, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"))
+			w.addr(ns, fmt.Sprintf("%s/%d", w.nodeIP(n), w.link), "eth0"), run(ns, "ip", "link", "set", "eth0", "up"),
+			run(ns, "sh", "-c", "echo 1 >/proc/sys/"+w.forward))
 		if o.offUDP && err == nil {
 			err = ns.Do(func() error { return switchOff("eth0", "tx-udp-segmentation") })
 		}
@@ -88,29 +109,37 @@ func (w *world) pod(n int) error {
 	err := node.Do(func() error {
 		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "pod0", MTU: 1500}, PeerName: "eth0", PeerNamespace: netlink.NsFd(pod.Fd())})
 	})
-	for _, argv := range [][]string{
-		{"ip", "link", "set", "pod0", "up"}, {"ip", "addr", "add", gateway(n) + "/32", "dev", "pod0"}, {"ip", "route", "add", podIP(n), "dev", "pod0"},
-	} {
-		err = errors.Join(err, run(node, argv...))
-	}
-	for _, argv := range [][]string{
-		{"ip", "link", "set", "eth0", "up"}, {"ip", "addr", "add", podIP(n) + "/32", "dev", "eth0"},
-		{"ip", "route", "add", gateway(n), "dev", "eth0"}, {"ip", "route", "add", "default", "via", gateway(n)},
-	} {
-		err = errors.Join(err, run(pod, argv...))
-	}
+	err = errors.Join(err,
+		run(node, "ip", "link", "set", "pod0", "up"), w.addr(node, w.host(w.gateway(n)), "pod0"), run(node, "ip", w.family, "route", "add", w.podIP(n), "dev", "pod0"),
+		run(pod, "ip", "link", "set", "eth0", "up"), w.addr(pod, w.host(w.podIP(n)), "eth0"),
+		run(pod, "ip", w.family, "route", "add", w.gateway(n), "dev", "eth0"), run(pod, "ip", w.family, "route", "add", "default", "via", w.gateway(n)))
 	return err
+}
+
+// addr gives a device an address, for use at once.
+func (w *world) addr(ns *netns.NS, prefix, dev string) error {
+	argv := []string{"ip", "addr", "add", prefix, "dev", dev}
+	if w.wide == 128 {
+		argv = append(argv, "nodad")
+	}
+	return run(ns, argv...)
+}
+
+// overhead is what a packet grows by with each kind of subject over IPv4, bytes; over IPv6 it is 20 more.
+var overhead = map[string]int{"vxlan": 50, "udp": 28, "wireguard": 60}
+
+// inner is the MTU that a kind of subject leaves pods.
+func (w *world) inner(kind string) int {
+	n := overhead[kind]
+	if n > 0 && w.wide == 128 {
+		n += 20
+	}
+	return 1500 - n
 }
 
 // mtu gives the pods the MTU that the subject leaves them, as its CNI plugin would.
 func (w *world) mtu(s subject) error {
-	bytes := 1500
-	switch {
-	case s.overlay == "udp" || s.flannel == "udp":
-		bytes = 1472
-	case s.name != "host-gw by hand" && s.overlay != "host-gw":
-		bytes = 1450
-	}
+	bytes := w.inner(s.kind)
 	for i := range w.pods {
 		if err := errors.Join(run(w.pods[i], "ip", "link", "set", "eth0", "mtu", strconv.Itoa(bytes)),
 			run(w.nodes[i], "ip", "link", "set", "pod0", "mtu", strconv.Itoa(bytes))); err != nil {
