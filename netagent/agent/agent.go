@@ -16,6 +16,8 @@ import (
 	"github.com/braidnet/braid/internal/source"
 	"github.com/braidnet/braid/internal/source/dir"
 	"github.com/braidnet/braid/internal/source/kube"
+	"github.com/braidnet/braid/netagent/agent/api"
+	"github.com/braidnet/braid/netagent/agent/enforce"
 	"github.com/braidnet/braid/netagent/service"
 	"github.com/braidnet/braid/netagent/status"
 )
@@ -31,7 +33,7 @@ type Agent struct {
 	ledger   *ledger
 	proxy    *proxyMetrics
 	health   *healthPorts               // nil with service mode "none"
-	policies *policies                  // nil with policy "off"
+	policies *enforce.Enforcer          // nil with policy "off"
 	egress   *egressLoop                // nil where there is nothing to masquerade or guard
 	podRules *podRules                  // nil without a folder for the CNI configuration
 	podLinks *podLinks                  // the same
@@ -141,18 +143,19 @@ func (a *Agent) build() error {
 		a.addLoop("health-ports", a.health.step, healthPortsRetry)
 	}
 	if a.cfg.Policy == "enforce" && a.cfg.CNIConfDir != "" { // pods of another pod network are not behind our bridge
-		p, err := newPolicies(a.cfg)
+		c := enforce.Config{Node: a.cfg.Node, RunDir: a.cfg.RunDir, Mode: a.cfg.PolicyMode, Drop: a.cfg.PolicyDeny == "drop",
+			Tell: a.cfg.PolicyLog, Routed: a.cfg.PodMode == "routed", Log: a.cfg.Log}
+		if a.cfg.Manifests == "" {
+			c.API = &api.Client{Kubeconfig: a.cfg.Kubeconfig, Context: a.cfg.Context}
+		}
+		p, err := enforce.New(c)
 		if err != nil {
 			return err
 		}
 		a.policies = p
-		a.addLoop("policy", p.step, policyAudit)
-		a.addLoop("policy-flows", p.flows.step, 0)
-		p.flows.kick = a.byName["policy-flows"].Kick
-		if a.cfg.Manifests == "" {
-			p.events = newPolicyEvents(a.cfg)
-			p.faults.report = p.events.set
-		}
+		a.addLoop("policy", p.Step, enforce.Audit)
+		a.addLoop("policy-flows", p.EndFlows, 0)
+		p.OnFlows(a.byName["policy-flows"].Kick)
 	}
 	if a.cfg.CNIConfDir != "" {
 		a.addLoop("cni", a.cniStep, 10*time.Second)
@@ -210,13 +213,7 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 	defer cancel()
 	a.told.CompareAndSwap(0, rev) // a cluster with no objects left tells nothing
 	if a.policies != nil {
-		wg.Go(func() { a.policies.plane.Watch(ctx, a.byName["policy"].Kick) })
-		if a.policies.events != nil {
-			wg.Go(func() { a.policies.events.run(ctx) })
-		}
-	}
-	if a.policies != nil && a.cfg.PolicyLog {
-		wg.Go(func() { a.policies.drops.run(ctx) })
+		wg.Go(func() { a.policies.Run(ctx, a.byName["policy"].Kick) })
 	}
 	if a.overlay != nil {
 		wg.Go(func() { a.overlay.Watch(ctx, a.byName["overlay"].Kick) })
@@ -266,7 +263,7 @@ func (a *Agent) close() {
 		}
 	}
 	if a.policies != nil {
-		a.policies.close()
+		a.policies.Close()
 	}
 	if a.egress != nil {
 		a.egress.close()
@@ -366,7 +363,7 @@ func (a *Agent) report() status.Report {
 	if a.policies == nil {
 		r.Policies = a.store.Len(model.KindNetworkPolicy)
 	} else {
-		r.Audited = a.policies.compiler.Audited()
+		r.Audited = a.policies.Audited()
 	}
 	for _, k := range model.Kinds {
 		r.Objects[string(k)] = a.store.Len(k)

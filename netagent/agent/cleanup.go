@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/braidnet/braid/netagent/agent/enforce"
 	"net"
 	"os"
 	"path/filepath"
@@ -42,7 +43,7 @@ func Cleanup(ctx context.Context, c Config) (removed []string, err error) {
 	}
 	masquerading, err := removeEgress("")
 	removed, errs = append(removed, masquerading...), append(errs, err)
-	policy, err := removePolicy()
+	policy, err := enforce.Remove()
 	removed, errs = append(removed, policy...), append(errs, err)
 	links, err := cleanupLinks(c)
 	removed, errs = append(removed, links...), append(errs, err)

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/agent/enforce"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/version"
 )
@@ -28,7 +29,7 @@ func TestConflistIsTaken(t *testing.T) {
 	if p := list.Plugins[0].Network; p.Type != "braid" || !p.Capabilities["portMappings"] {
 		t.Errorf("plugin %+v", p)
 	}
-	a.cfg.PolicyFirst, a.policies = true, &policies{}
+	a.cfg.PolicyFirst, a.policies = true, &enforce.Enforcer{}
 	data, err = json.Marshal(a.conflist(node))
 	var conf struct{ Plugins []cniPlugin }
 	if err != nil || json.Unmarshal(data, &conf) != nil || conf.Plugins[0].PolicySocket != "/run/braid/netagent.sock" || !conf.Plugins[0].PolicyFirst {

@@ -102,3 +102,12 @@ func TestMasqueradeSettings(t *testing.T) {
 		}
 	}
 }
+
+// TestPolicyModeNames: what is not a mode is an error that names those that are.
+func TestPolicyModeNames(t *testing.T) {
+	c := DefaultConfig()
+	c.Node, c.PolicyMode = "n1", "ipvs"
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "auto, nftables, iptables") {
+		t.Errorf("error %v", err)
+	}
+}

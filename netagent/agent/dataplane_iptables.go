@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/braidnet/braid/internal/kernel/ipt"
+	"github.com/braidnet/braid/netagent/agent/tools"
 	"github.com/braidnet/braid/netagent/service"
 	"github.com/braidnet/braid/netagent/service/iptables"
 )
@@ -34,16 +35,12 @@ type iptablesFamily struct {
 // chainsAtOnce bounds the chains in one input of the nftables variant's tools, whose time grows with their square.
 const chainsAtOnce = 2000
 
-// traces are how to see which variant of iptables a node's programs use: the kubelet makes the first chain for
-// others to look at (KEP-3178); older ones have only the second, which they make to see when it goes.
-var traces = ipt.Traces{Chains: []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}, Own: "BRAID"} // of services and of policies
-
 // newIPTables returns the service mode iptables with the variant that the node's other programs use, or an
 // error that says what is missing on this machine. A family that the kernel does not have is left out.
 func newIPTables(log *slog.Logger) (service.Dataplane, error) {
-	v, why, err := ipt.Choose(traces)
+	v, why, err := ipt.Choose(tools.Traces)
 	if err != nil {
-		return nil, hintIPTables(v, err)
+		return nil, tools.HintIPTables(v, err)
 	}
 	return newIPTablesVariant(log, v, why)
 }
@@ -51,7 +48,7 @@ func newIPTables(log *slog.Logger) (service.Dataplane, error) {
 func newIPTablesVariant(log *slog.Logger, v ipt.Variant, why string) (service.Dataplane, error) {
 	p := &iptablesPlane{log: log.With("mode", "iptables"), variant: v, why: why}
 	for _, ipv6 := range []bool{false, true} {
-		name := familyName(ipv6)
+		name := tools.Family(ipv6)
 		if !ipt.Enabled(ipv6) {
 			p.log.Info("the kernel does not have the family: its services are not programmed", "family", name)
 			continue
@@ -61,7 +58,7 @@ func newIPTablesVariant(log *slog.Logger, v ipt.Variant, why string) (service.Da
 			err = tool.Check()
 		}
 		if err != nil {
-			return nil, hintIPTables(v, fmt.Errorf("service mode iptables, variant %s (%s), %s: %w", v, why, name, err))
+			return nil, tools.HintIPTables(v, fmt.Errorf("service mode iptables, variant %s (%s), %s: %w", v, why, name, err))
 		}
 		r := iptables.New(ipv6, tcpLiberal())
 		if tool.NFTables() {
@@ -70,13 +67,6 @@ func newIPTablesVariant(log *slog.Logger, v ipt.Variant, why string) (service.Da
 		p.families = append(p.families, &iptablesFamily{name: name, ipv6: ipv6, tool: tool, renderer: r, restore: tool.Restore})
 	}
 	return p, nil
-}
-
-func familyName(ipv6 bool) string {
-	if ipv6 {
-		return "IPv6"
-	}
-	return "IPv4"
 }
 
 // Name implements service.Dataplane.
@@ -150,12 +140,12 @@ func (r iptablesRemains) Cleanup() (removed []string, err error) {
 		if err == nil {
 			if input := iptables.Cleanup(saved); input != "" {
 				if err = tool.Restore(input); err == nil {
-					removed = append(removed, fmt.Sprintf("iptables chains BRAID-… of %s (%s)", familyName(ipv6), r.variant))
+					removed = append(removed, fmt.Sprintf("iptables chains BRAID-… of %s (%s)", tools.Family(ipv6), r.variant))
 				}
 			}
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("service rules of %s: %w", familyName(ipv6), err))
+			errs = append(errs, fmt.Errorf("service rules of %s: %w", tools.Family(ipv6), err))
 		}
 	}
 	return removed, errors.Join(errs...)

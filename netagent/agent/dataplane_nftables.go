@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/nft"
+	"github.com/braidnet/braid/netagent/agent/tools"
 	"github.com/braidnet/braid/netagent/service"
 	"github.com/braidnet/braid/netagent/service/nftables"
 )
@@ -33,7 +33,7 @@ func newNFTables(log *slog.Logger) (service.Dataplane, error) {
 		switch {
 		case err == nil:
 			p.families = append(p.families, f)
-		case f == desired.NFTIPv6 && !haveIPv6():
+		case f == desired.NFTIPv6 && !tools.HaveIPv6():
 			log.Info("no IPv6 in this kernel, IPv6 services are left out", "error", err)
 		default:
 			conn.Close()
@@ -53,11 +53,6 @@ func probe(f desired.NFTFamily) (ops []desired.NFTOp) {
 		ops = append(ops, desired.NFTOp{Verb: desired.NFTAddChain, Family: f, Table: table.Name, Chain: &c})
 	}
 	return ops
-}
-
-func haveIPv6() bool {
-	_, err := os.Stat("/proc/net/if_inet6")
-	return err == nil
 }
 
 // Close ends the connection to the kernel; the tables stay.

@@ -14,6 +14,7 @@ import (
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/internal/reconcile"
+	"github.com/braidnet/braid/netagent/agent/tools"
 	"github.com/braidnet/braid/netagent/egress"
 	"github.com/braidnet/braid/netagent/overlay"
 )
@@ -145,8 +146,8 @@ func (e *egressLoop) step(context.Context) (reconcile.Outcome, error) {
 		e.known = false
 		return out, fmt.Errorf("masquerading: %w", err)
 	}
-	// Others may write rules all the time: comparing takes no more than one part in repairShare of it.
-	whole := !e.known || now != e.last && time.Since(e.whole) >= repairShare*e.took
+	// Others may write rules all the time: comparing takes no more than one part in tools.RepairShare of it.
+	whole := !e.known || now != e.last && time.Since(e.whole) >= tools.RepairShare*e.took
 	if !whole && !changed {
 		return out, nil
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/braidnet/braid/internal/desired/xt"
 	"github.com/braidnet/braid/internal/kernel/ipt"
 	"github.com/braidnet/braid/internal/kernel/nft"
+	"github.com/braidnet/braid/netagent/agent/tools"
 	"github.com/braidnet/braid/netagent/egress"
 )
 
@@ -34,7 +35,7 @@ func newEgressNFTables(r *egress.Rules) (egressPlane, error) {
 		switch {
 		case err == nil:
 			p.state.Families = append(p.state.Families, f)
-		case f == desired.NFTIPv6 && !haveIPv6():
+		case f == desired.NFTIPv6 && !tools.HaveIPv6():
 		default:
 			conn.Close()
 			return nil, fmt.Errorf("this kernel cannot run the nftables rules (nf_tables with nft_masq and nft_ct is needed): %w", err)
@@ -109,9 +110,9 @@ type egressIPTables struct {
 
 // newEgressIPTables takes the variant of iptables that the node's other programs use.
 func newEgressIPTables() (egressPlane, error) {
-	v, why, err := ipt.Choose(traces)
+	v, why, err := ipt.Choose(tools.Traces)
 	if err != nil {
-		return nil, hintIPTables(v, err)
+		return nil, tools.HintIPTables(v, err)
 	}
 	return newEgressIPTablesVariant(v, why)
 }
@@ -128,7 +129,7 @@ func newEgressIPTablesVariant(v ipt.Variant, why string) (egressPlane, error) {
 			err = tool.Check()
 		}
 		if err != nil {
-			return nil, hintIPTables(v, fmt.Errorf("iptables, variant %s (%s), %s: %w", v, why, familyName(ipv6), err))
+			return nil, tools.HintIPTables(v, fmt.Errorf("iptables, variant %s (%s), %s: %w", v, why, tools.Family(ipv6), err))
 		}
 		p.tools[f], ipv6s = tool, append(ipv6s, ipv6)
 	}
@@ -187,10 +188,10 @@ func (p *egressIPTables) replace(r *egress.Rules) (changes []string, err error) 
 			continue
 		}
 		if hasEgress(saved) {
-			changes = append(changes, fmt.Sprintf("wrote iptables chains %s… of %s: they were not as wanted", egress.ChainPrefix, familyName(f == desired.NFTIPv6)))
+			changes = append(changes, fmt.Sprintf("wrote iptables chains %s… of %s: they were not as wanted", egress.ChainPrefix, tools.Family(f == desired.NFTIPv6)))
 		}
 		if err := tool.Restore(input); err != nil {
-			return changes, fmt.Errorf("masquerading of %s: %w", familyName(f == desired.NFTIPv6), err)
+			return changes, fmt.Errorf("masquerading of %s: %w", tools.Family(f == desired.NFTIPv6), err)
 		}
 	}
 	after, err := p.watch.Sum()
@@ -226,11 +227,11 @@ func removeEgressChains() (removed []string, err error) {
 			if err == nil && hasEgress(saved) {
 				ours := func(_, chain string) bool { return strings.HasPrefix(chain, egress.ChainPrefix) }
 				if err = tool.Restore(xt.Remove(saved, ours)); err == nil {
-					removed = append(removed, fmt.Sprintf("iptables chains %s… of %s (%s)", egress.ChainPrefix, familyName(ipv6), v))
+					removed = append(removed, fmt.Sprintf("iptables chains %s… of %s (%s)", egress.ChainPrefix, tools.Family(ipv6), v))
 				}
 			}
 			if err != nil {
-				errs = append(errs, fmt.Errorf("masquerading of %s: %w", familyName(ipv6), err))
+				errs = append(errs, fmt.Errorf("masquerading of %s: %w", tools.Family(ipv6), err))
 			}
 		}
 	}

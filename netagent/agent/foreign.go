@@ -14,6 +14,7 @@ import (
 	"github.com/braidnet/braid/internal/desired/xt"
 	"github.com/braidnet/braid/internal/kernel/ipt"
 	"github.com/braidnet/braid/internal/kernel/nft"
+	"github.com/braidnet/braid/netagent/agent/tools"
 )
 
 // ForeignProxies are the service proxies whose leftovers CleanupForeign removes.
@@ -78,7 +79,7 @@ func removeKubeProxyChains() (removed []string, err error) {
 			if err == nil {
 				if input := xt.Remove(saved, ofKubeProxy); input != "" {
 					if err = tool.Restore(input); err == nil {
-						removed = append(removed, fmt.Sprintf("iptables chains KUBE-… of %s (%s)", familyName(ipv6), v))
+						removed = append(removed, fmt.Sprintf("iptables chains KUBE-… of %s (%s)", tools.Family(ipv6), v))
 					}
 				}
 			}

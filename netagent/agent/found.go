@@ -47,7 +47,8 @@ func (a *Agent) found() (out []status.Finding) {
 		}
 	}
 	if p := a.policies; p != nil {
-		add("policy mode", p.plane.Name(), p.why)
+		name, why := p.Mode()
+		add("policy mode", name, why)
 	}
 	return out
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/internal/reconcile"
+	"github.com/braidnet/braid/netagent/agent/tools"
 	"github.com/braidnet/braid/netagent/service"
 )
 
@@ -78,7 +79,7 @@ func (h *healthPorts) step(ctx context.Context) (reconcile.Outcome, error) {
 	for svc := range dirty {
 		check, asked := h.planner.HealthCheck(svc)
 		for family := range check.Local {
-			if asked && (family == service.IPv4 || haveIPv6()) {
+			if asked && (family == service.IPv4 || tools.HaveIPv6()) {
 				want[healthPort{svc, family, check.Port}] = struct{}{}
 			}
 		}

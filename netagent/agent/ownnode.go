@@ -16,6 +16,7 @@ import (
 
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/internal/reconcile"
+	"github.com/braidnet/braid/netagent/agent/api"
 	"github.com/braidnet/braid/netagent/install"
 	"github.com/braidnet/braid/netagent/overlay"
 )
@@ -33,7 +34,7 @@ type ownNode struct {
 	under bool     // settings choose where other nodes reach this one
 	lease *lease   // nil unless pod CIDRs are to be taken
 
-	api apiClient
+	api api.Client
 }
 
 // buildOwnNode adds the loop of what this node writes into its own Node, where there is any of that.
@@ -167,11 +168,11 @@ func (o *ownNode) nodes(ctx context.Context) ([]leaseNode, error) {
 
 // ask sends one request to the API server and returns the answer.
 func (o *ownNode) ask(ctx context.Context, method, path string, body []byte) ([]byte, error) {
-	o.api.kubeconfig, o.api.context = o.agent.cfg.Kubeconfig, o.agent.cfg.Context
-	text, err := o.api.ask(ctx, method, path, "application/merge-patch+json", body)
-	var refused *apiError
-	if errors.As(err, &refused) && refused.code == http.StatusForbidden {
-		return nil, fmt.Errorf("the API server forbids it: apply the component deploy/own-node, which grants it: %s", refused.message)
+	o.api.Kubeconfig, o.api.Context = o.agent.cfg.Kubeconfig, o.agent.cfg.Context
+	text, err := o.api.Ask(ctx, method, path, "application/merge-patch+json", body)
+	var refused *api.Error
+	if errors.As(err, &refused) && refused.Code == http.StatusForbidden {
+		return nil, fmt.Errorf("the API server forbids it: apply the component deploy/own-node, which grants it: %s", refused.Message)
 	}
 	return text, err
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/braidnet/braid/internal/kernel/ipt"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/internal/reconcile"
+	"github.com/braidnet/braid/netagent/agent/tools"
 	"github.com/braidnet/braid/netagent/service"
 )
 
@@ -190,16 +191,16 @@ func TestHintIPTables(t *testing.T) {
 	err := errors.New("no iptables-restore of variant nft")
 	denied := fmt.Errorf("read the rules: %w", os.ErrPermission)
 	t.Setenv("BRAID_IMAGE", "")
-	if got := hintIPTables(ipt.NFT, err); got != err || hintIPTables(ipt.Legacy, err) != err || hintIPTables(ipt.NFT, denied) != denied {
+	if got := tools.HintIPTables(ipt.NFT, err); got != err || tools.HintIPTables(ipt.Legacy, err) != err || tools.HintIPTables(ipt.NFT, denied) != denied {
 		t.Error(got)
 	}
 	for _, err := range []error{denied, errors.New("Fatal: can't open lock file /run/xtables.lock: Read-only file system")} {
-		if got := hintIPTables(ipt.Legacy, err); !errors.Is(got, err) || !strings.Contains(got.Error(), "deploy/iptables") {
+		if got := tools.HintIPTables(ipt.Legacy, err); !errors.Is(got, err) || !strings.Contains(got.Error(), "deploy/iptables") {
 			t.Error(got)
 		}
 	}
 	t.Setenv("BRAID_IMAGE", "nftables")
-	if got := hintIPTables(ipt.NFT, err); !errors.Is(got, err) || !strings.Contains(got.Error(), "service-mode to nftables") || hintIPTables(ipt.NFT, nil) != nil {
+	if got := tools.HintIPTables(ipt.NFT, err); !errors.Is(got, err) || !strings.Contains(got.Error(), "service-mode to nftables") || tools.HintIPTables(ipt.NFT, nil) != nil {
 		t.Error(got)
 	}
 }

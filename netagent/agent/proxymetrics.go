@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/agent/tools"
 	"github.com/braidnet/braid/netagent/service"
 )
 
@@ -76,7 +77,7 @@ func newProxyMetrics(l *ledger) *proxyMetrics {
 		healthz:         codeCount{counter("proxy_healthz_total", "Cumulative proxy healthz HTTP status", "code")},
 		livez:           codeCount{counter("proxy_livez_total", "Cumulative proxy livez HTTP status", "code")},
 	}
-	if haveIPv6() {
+	if tools.HaveIPv6() {
 		m.families = append(m.families, string(service.IPv6))
 	}
 	number := func(pick func(services, slices changeCount) uint64) func() float64 {

@@ -8,6 +8,7 @@ import (
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/ipt"
 	"github.com/braidnet/braid/internal/kernel/nft"
+	"github.com/braidnet/braid/netagent/agent/tools"
 	"github.com/braidnet/braid/netagent/service"
 	"github.com/braidnet/braid/netagent/service/iptables"
 	"github.com/braidnet/braid/netagent/service/nftables"
@@ -19,11 +20,9 @@ const (
 	// every element of our own transactions too, some kilobytes of its memory each. A look costs microseconds;
 	// with what a repair takes it is how long services are gone after a flush.
 	lookEvery = 200 * time.Millisecond
-	// repairShare bounds what it costs when somebody else writes rules all the time: one part of the
-	// time in so many goes into comparing ours with them. Tables that are gone do not wait for it, and
-	// where the last comparison found that somebody meddles with ours, harmShare holds.
-	repairShare = 50
-	harmShare   = 2
+	// harmShare is in the place of tools.RepairShare where the last comparison found that somebody meddles with ours.
+	// Tables that are gone wait for neither.
+	harmShare = 2
 	// quietAudit is how often all rules are compared although nothing tells of a change.
 	quietAudit = 10 * time.Minute
 	// blindAudit is how often where changes cannot be seen, and how often at least a step is made at all.
@@ -146,7 +145,7 @@ func (s *services) suspect(now time.Time) bool {
 	if s.rules == nil || !s.rules.foreign {
 		return false
 	}
-	share := time.Duration(repairShare)
+	share := time.Duration(tools.RepairShare)
 	if s.harmed {
 		share = harmShare
 	}

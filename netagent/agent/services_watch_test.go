@@ -14,6 +14,7 @@ import (
 	"github.com/braidnet/braid/internal/kernel/ipt"
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
 	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/agent/tools"
 )
 
 // rulesLab is a namespace in which one service mode runs without the rest of the agent.
@@ -31,7 +32,7 @@ func newRulesLab(t *testing.T, mode string) *rulesLab {
 	if mode == "legacy" {
 		asked = "iptables"
 		needVariant(t, ipt.Legacy)
-		l.Exec(t, "iptables-legacy", "-t", "mangle", "-N", traces.Chains[0]) // as the kubelet shows its choice
+		l.Exec(t, "iptables-legacy", "-t", "mangle", "-N", tools.Traces.Chains[0]) // as the kubelet shows its choice
 	}
 	l.Run(t, func() (err error) {
 		l.services, err = newTestServices(Config{Node: "n1", ServiceMode: asked, Log: slog.New(slog.DiscardHandler)})

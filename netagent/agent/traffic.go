@@ -14,6 +14,7 @@ import (
 
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/nft"
+	"github.com/braidnet/braid/netagent/agent/tools"
 	"github.com/braidnet/braid/netagent/service"
 	"github.com/braidnet/braid/netagent/service/nftables"
 	"github.com/braidnet/braid/netagent/status"
@@ -56,7 +57,7 @@ func newTraffic(log *slog.Logger) (*traffic, error) {
 		switch {
 		case err == nil:
 			t.families = append(t.families, f)
-		case f == desired.NFTIPv4 || haveIPv6():
+		case f == desired.NFTIPv4 || tools.HaveIPv6():
 			t.close()
 			return nil, fmt.Errorf("service-counters: this kernel cannot count (Linux 5.13 or later with nf_tables is needed, in service mode iptables too): %w", err)
 		}

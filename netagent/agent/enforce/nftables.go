@@ -1,4 +1,4 @@
-package agent
+package enforce
 
 import (
 	"context"
@@ -17,13 +17,14 @@ import (
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/kernel/nft"
+	"github.com/braidnet/braid/netagent/agent/tools"
 	"github.com/braidnet/braid/netagent/policy"
 	"github.com/braidnet/braid/netagent/policy/nftables"
 )
 
-// policyPlane is a packet filter that policies are enforced with. All but Counts is for the goroutine of the
+// packetFilter is a packet filter that policies are enforced with. All but Counts is for the goroutine of the
 // policy loop.
-type policyPlane interface {
+type packetFilter interface {
 	// Name is what status calls it.
 	Name() string
 	// Write brings the kernel to the compiled value, of which delta is the newest part and all tells the whole.
@@ -45,8 +46,8 @@ type policyPlane interface {
 // question to the kernel, and another one when the ruleset has changed.
 const goneEvery = 25 * time.Millisecond
 
-// policyNFTables enforces policies with nftables.
-type policyNFTables struct {
+// nftablesPlane enforces policies with nftables.
+type nftablesPlane struct {
 	log      *slog.Logger
 	options  nftables.Options
 	links    *netlink.Handle
@@ -66,10 +67,10 @@ type policyNFTables struct {
 	counter *nft.Conn
 }
 
-// newPolicyNFTables opens the nftables of the network namespace it is called in, and changes nothing there. It
+// newNFTables opens the nftables of the network namespace it is called in, and changes nothing there. It
 // fails where the kernel cannot do what is needed.
-func newPolicyNFTables(log *slog.Logger, o nftables.Options) (p *policyNFTables, err error) {
-	p = &policyNFTables{log: log, options: o}
+func newNFTables(log *slog.Logger, o nftables.Options) (p *nftablesPlane, err error) {
+	p = &nftablesPlane{log: log, options: o}
 	defer func() {
 		if err != nil {
 			p.Close()
@@ -87,7 +88,7 @@ func newPolicyNFTables(log *slog.Logger, o nftables.Options) (p *policyNFTables,
 		return p, err
 	}
 	for _, f := range nftables.Families {
-		if f != desired.NFTIPv6 || haveIPv6() {
+		if f != desired.NFTIPv6 || tools.HaveIPv6() {
 			p.families = append(p.families, f)
 		}
 	}
@@ -112,7 +113,7 @@ func newPolicyNFTables(log *slog.Logger, o nftables.Options) (p *policyNFTables,
 }
 
 // check asks the kernel whether it would take the tables.
-func (p *policyNFTables) check() error {
+func (p *nftablesPlane) check() error {
 	for _, f := range p.families {
 		t := nftables.Skeleton(f, p.options)
 		if err := p.conn.Check([]desired.NFTOp{{Verb: desired.NFTAddTable, Family: f, Table: t.Name, Def: &t}}); err != nil {
@@ -123,11 +124,11 @@ func (p *policyNFTables) check() error {
 	return p.conn.Check([]desired.NFTOp{{Verb: desired.NFTAddTable, Family: t.Family, Table: t.Name, Def: &t}})
 }
 
-// Name implements policyPlane.
-func (p *policyNFTables) Name() string { return "nftables" }
+// Name implements packetFilter.
+func (p *nftablesPlane) Name() string { return "nftables" }
 
 // Close gives up the sockets. The kernel stays as it is.
-func (p *policyNFTables) Close() {
+func (p *nftablesPlane) Close() {
 	if p.links != nil {
 		p.links.Close()
 	}
@@ -138,17 +139,17 @@ func (p *policyNFTables) Close() {
 	}
 }
 
-// Forget implements policyPlane.
-func (p *policyNFTables) Forget() {
+// Forget implements packetFilter.
+func (p *nftablesPlane) Forget() {
 	p.state.Forget()
 	p.generation = 0
 }
 
-// Known implements policyPlane.
-func (p *policyNFTables) Known() bool { return p.generation != 0 }
+// Known implements packetFilter.
+func (p *nftablesPlane) Known() bool { return p.generation != 0 }
 
-// Write implements policyPlane.
-func (p *policyNFTables) Write(delta policy.Delta, all func() policy.Delta) (changes []string, err error) {
+// Write implements packetFilter.
+func (p *nftablesPlane) Write(delta policy.Delta, all func() policy.Delta) (changes []string, err error) {
 	if p.gone.Swap(false) {
 		if err := p.shut(); err != nil {
 			return nil, err
@@ -156,7 +157,7 @@ func (p *policyNFTables) Write(delta policy.Delta, all func() policy.Delta) (cha
 		p.Forget()
 	}
 	generation, whole := p.generation, p.generation == 0
-	if now := time.Now(); p.generation == 0 || !p.options.Owned && now.Sub(p.looked) >= policyAudit {
+	if now := time.Now(); p.generation == 0 || !p.options.Owned && now.Sub(p.looked) >= Audit {
 		p.looked = now
 		if generation, err = p.conn.Generation(); err != nil {
 			return nil, err
@@ -183,7 +184,7 @@ func (p *policyNFTables) Write(delta policy.Delta, all func() policy.Delta) (cha
 
 // own takes over the tables that an earlier run of the agent left. Those of another layout are left: they will be
 // made anew.
-func (p *policyNFTables) own() error {
+func (p *nftablesPlane) own() error {
 	if !p.options.Owned {
 		return nil
 	}
@@ -209,7 +210,7 @@ func (p *policyNFTables) own() error {
 
 // shut puts tables in which nobody is known where there are none, as after a flush: until the whole is written again, what
 // is new is refused. It does not wait for anything to be read.
-func (p *policyNFTables) shut() error {
+func (p *nftablesPlane) shut() error {
 	for _, f := range p.families {
 		if there, err := p.conn.Exists(f, nftables.TableName); err != nil || there {
 			continue
@@ -224,7 +225,7 @@ func (p *policyNFTables) shut() error {
 }
 
 // Watch kicks as soon as somebody takes our tables away, until ctx ends. Where nobody can, there is nothing to watch.
-func (p *policyNFTables) Watch(ctx context.Context, kick func()) {
+func (p *nftablesPlane) Watch(ctx context.Context, kick func()) {
 	if p.options.Owned {
 		return
 	}
@@ -258,7 +259,7 @@ func (p *policyNFTables) Watch(ctx context.Context, kick func()) {
 }
 
 // replace compares the kernel with the compiled value as a whole.
-func (p *policyNFTables) replace(all policy.Delta) ([]string, error) {
+func (p *nftablesPlane) replace(all policy.Delta) ([]string, error) {
 	if err := p.own(); err != nil {
 		return nil, err
 	}
@@ -281,7 +282,7 @@ func (p *policyNFTables) replace(all policy.Delta) ([]string, error) {
 }
 
 // fence keeps pods from going past the node's IP stack.
-func (p *policyNFTables) fence(whole bool) ([]string, error) {
+func (p *nftablesPlane) fence(whole bool) ([]string, error) {
 	var gateway net.HardwareAddr
 	l, err := p.links.LinkByName(p.options.Bridge)
 	var missing netlink.LinkNotFoundError
@@ -309,8 +310,8 @@ func (p *policyNFTables) fence(whole bool) ([]string, error) {
 	return []string{why}, nil
 }
 
-// Refused implements policyPlane.
-func (p *policyNFTables) Refused(err error) func(*policy.Section) bool {
+// Refused implements packetFilter.
+func (p *nftablesPlane) Refused(err error) func(*policy.Section) bool {
 	var sets, chains []string
 	for _, r := range nft.Refusals(err) {
 		if r.Set != "" {
@@ -326,8 +327,8 @@ func (p *policyNFTables) Refused(err error) func(*policy.Section) bool {
 	return func(s *policy.Section) bool { return nftables.Uses(s, sets, chains) }
 }
 
-// Counts implements policyPlane.
-func (p *policyNFTables) Counts(marks []policy.Mark) (out map[policy.Mark]uint64, era uint64, err error) {
+// Counts implements packetFilter.
+func (p *nftablesPlane) Counts(marks []policy.Mark) (out map[policy.Mark]uint64, era uint64, err error) {
 	p.countMu.Lock()
 	defer p.countMu.Unlock()
 	out, era = map[policy.Mark]uint64{}, p.era.Load()

@@ -1,4 +1,4 @@
-package agent
+package enforce
 
 import (
 	"context"
@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/agent/api"
 	"github.com/braidnet/braid/netagent/policy"
 )
 
@@ -26,12 +27,12 @@ const (
 	eventsRetry = 30 * time.Second
 )
 
-// policyEvents writes Events about policies that are not in force as they are written, for those who wrote them.
+// eventWriter writes Events about policies that are not in force as they are written, for those who wrote them.
 // All nodes give the same Event the same name, so the API server keeps one.
-type policyEvents struct {
+type eventWriter struct {
 	log  *slog.Logger
 	node string
-	api  apiClient
+	api  *api.Client
 	wake chan struct{}
 
 	mu     sync.Mutex
@@ -46,12 +47,12 @@ type toldFault struct {
 	at time.Time
 }
 
-func newPolicyEvents(c Config) *policyEvents {
-	return &policyEvents{log: c.Log, node: c.Node, api: apiClient{kubeconfig: c.Kubeconfig, context: c.Context}, wake: make(chan struct{}, 1), told: map[model.Key]toldFault{}}
+func newEventWriter(log *slog.Logger, node string, c *api.Client) *eventWriter {
+	return &eventWriter{log: log, node: node, api: c, wake: make(chan struct{}, 1), told: map[model.Key]toldFault{}}
 }
 
 // set says what is not in force now.
-func (e *policyEvents) set(list []policy.Fault) {
+func (e *eventWriter) set(list []policy.Fault) {
 	e.mu.Lock()
 	e.faults = map[model.Key]policy.Fault{}
 	for _, f := range list {
@@ -65,7 +66,7 @@ func (e *policyEvents) set(list []policy.Fault) {
 }
 
 // run writes Events until ctx ends. That it cannot is logged, and harms nothing else.
-func (e *policyEvents) run(ctx context.Context) {
+func (e *eventWriter) run(ctx context.Context) {
 	for {
 		pause := eventsAgain
 		if err := e.tell(ctx, time.Now()); err == nil {
@@ -86,7 +87,7 @@ func (e *policyEvents) run(ctx context.Context) {
 }
 
 // tell writes what was not told.
-func (e *policyEvents) tell(ctx context.Context, now time.Time) error {
+func (e *eventWriter) tell(ctx context.Context, now time.Time) error {
 	e.mu.Lock()
 	faults := e.faults
 	e.mu.Unlock()
@@ -115,7 +116,7 @@ func (e *policyEvents) tell(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-func (e *policyEvents) write(ctx context.Context, f policy.Fault, kind, reason, message string, now time.Time) error {
+func (e *eventWriter) write(ctx context.Context, f policy.Fault, kind, reason, message string, now time.Time) error {
 	digest := sha256.Sum256(fmt.Appendf(nil, "%s %s %s %d", f.UID, reason, message, now.Unix()/3600))
 	k := f.Policy.Key
 	event := corev1.Event{
@@ -130,12 +131,12 @@ func (e *policyEvents) write(ctx context.Context, f policy.Fault, kind, reason, 
 	if err != nil {
 		return err
 	}
-	_, err = e.api.ask(ctx, http.MethodPost, "api/v1/namespaces/"+k.Namespace+"/events", "application/json", body)
-	var refused *apiError
+	_, err = e.api.Ask(ctx, http.MethodPost, "api/v1/namespaces/"+k.Namespace+"/events", "application/json", body)
+	var refused *api.Error
 	switch {
-	case errors.As(err, &refused) && refused.code == http.StatusConflict:
+	case errors.As(err, &refused) && refused.Code == http.StatusConflict:
 		return nil // another node has told it
-	case errors.As(err, &refused) && (refused.code == http.StatusNotFound):
+	case errors.As(err, &refused) && (refused.Code == http.StatusNotFound):
 		return nil // its namespace is gone
 	case err != nil:
 		return fmt.Errorf("write an Event about policy %s: %w", k, err)

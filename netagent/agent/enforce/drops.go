@@ -1,4 +1,4 @@
-package agent
+package enforce
 
 import (
 	"context"
@@ -26,9 +26,9 @@ const (
 	dropsAgain = 10 * time.Second
 )
 
-// policyDrops says of packets that were denied which policy denied them. The kernel tells of a few packets
+// dropTeller says of packets that were denied which policy denied them. The kernel tells of a few packets
 // a second of each chain; rules that allow tell of none.
-type policyDrops struct {
+type dropTeller struct {
 	log      *slog.Logger
 	compiler *policy.Compiler
 	open     func() (*nflog.Conn, error)
@@ -44,13 +44,13 @@ type toldDrop struct {
 	more  int       // how often it was not
 }
 
-func newPolicyDrops(log *slog.Logger, c *policy.Compiler) *policyDrops {
-	return &policyDrops{log: log, compiler: c, limit: rate.NewLimiter(dropLines, dropBurst), told: map[string]*toldDrop{},
+func newDropTeller(log *slog.Logger, c *policy.Compiler) *dropTeller {
+	return &dropTeller{log: log, compiler: c, limit: rate.NewLimiter(dropLines, dropBurst), told: map[string]*toldDrop{},
 		open: func() (*nflog.Conn, error) { return nflog.Open(policy.LogGroup, policy.LogBytes) }}
 }
 
 // run listens until ctx ends.
-func (d *policyDrops) run(ctx context.Context) {
+func (d *dropTeller) run(ctx context.Context) {
 	said := false
 	for ctx.Err() == nil {
 		conn, err := d.open()
@@ -76,7 +76,7 @@ func (d *policyDrops) run(ctx context.Context) {
 	}
 }
 
-func (d *policyDrops) listen(conn *nflog.Conn) error {
+func (d *dropTeller) listen(conn *nflog.Conn) error {
 	for {
 		err := conn.Receive(func(p nflog.Packet) { d.take(p, time.Now()) })
 		switch {
@@ -89,7 +89,7 @@ func (d *policyDrops) listen(conn *nflog.Conn) error {
 }
 
 // take logs why a packet was denied, if that is still true.
-func (d *policyDrops) take(p nflog.Packet, now time.Time) {
+func (d *dropTeller) take(p nflog.Packet, now time.Time) {
 	mark, ok := policy.ParseMark(p.Prefix)
 	if !ok {
 		return // somebody else's

@@ -1,9 +1,10 @@
-package agent
+package enforce
 
 import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -17,16 +18,16 @@ import (
 
 // restart puts another agent in the place of the one that is there, which leaves the kernel as it is. With a variant it
 // is made to think that the node's programs use that one.
-func (l *policyLab) restart(mode string, v ipt.Variant) {
+func (l *lab) restart(mode string, v ipt.Variant) {
 	l.t.Helper()
-	old := l.policies
+	old := l.Enforcer
 	if v == ipt.Legacy {
 		l.node.Exec(l.t, "sh", "-c", "iptables-legacy -t mangle -N KUBE-KUBELET-CANARY || true")
 	}
-	old.close()
-	l.cfg.PolicyMode = mode
+	old.Close()
+	l.cfg.Mode = mode
 	l.start()
-	if p, ok := l.plane.(*policyIPTables); ok && p.variant != v {
+	if p, ok := l.plane.(*iptablesPlane); ok && p.variant != v {
 		l.t.Fatalf("variant %s (%s), want %s", p.variant, p.why, v)
 	}
 	// It hears of the cluster as the one before did.
@@ -34,8 +35,8 @@ func (l *policyLab) restart(mode string, v ipt.Variant) {
 	l.compiler.Flush()
 }
 
-func iptablesLab(t *testing.T, v ipt.Variant) *policyLab {
-	l := newPolicyLab(t)
+func iptablesLab(t *testing.T, v ipt.Variant) *lab {
+	l := newLab(t)
 	l.restart("iptables", v)
 	return l.attached()
 }
@@ -57,14 +58,14 @@ func TestPolicyIPTables(t *testing.T) {
 			nstest.Wait(t, "the end of a connection that is forbidden now", func() error {
 				_ = conn.SetDeadline(time.Now().Add(10 * time.Millisecond))
 				_, _ = conn.Write([]byte("x"))
-				if _, err := conn.Read(make([]byte, 1)); err == nil || isTimeout(err) {
+				if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 					return errors.New("still there")
 				}
 				return nil
 			})
 			l.change(allowing("web", "b", "10.0.0.0/24"))
 			l.reaches(true, "allowed by address")
-			plane := l.plane.(*policyIPTables)
+			plane := l.plane.(*iptablesPlane)
 			if err := l.node.Do(func() error { _, err := plane.replace(l.compiler.All()); return err }); err != nil {
 				t.Fatal(err)
 			}
@@ -83,12 +84,12 @@ func TestPolicyIPTables(t *testing.T) {
 			l.reaches(false, "isolated again")
 			l.node.Run(t, func() error {
 				totals, err := l.counts.sum(l.plane)
-				if n := totals[policyCount{policy: deny.Key, direction: policy.Ingress}]; n == 0 {
+				if n := totals[counted{policy: deny.Key, direction: policy.Ingress}]; n == 0 {
 					t.Errorf("nothing was counted as denied: %v", totals)
 				}
 				return err
 			})
-			l.node.Run(t, func() error { _, err := removePolicy(); return err })
+			l.node.Run(t, func() error { _, err := Remove(); return err })
 			l.reaches(true, "after everything was removed")
 			left := l.node.Exec(t, base+"-save") + l.node.Exec(t, "ipset", "save")
 			if strings.Contains(left, "BRAIDPOL") || strings.Contains(left, "braid4") || strings.Contains(left, "braid6") {
@@ -200,14 +201,5 @@ func TestPastIPTables(t *testing.T) {
 	l.node.Run(t, func() (err error) { changed, err = link.EnsureBridgeFiltered(l.links, "braid0"); return err })
 	if changed {
 		t.Error("the bridge was not shown to iptables")
-	}
-}
-
-// TestPolicyModeNames: what is not a mode is an error that names those that are.
-func TestPolicyModeNames(t *testing.T) {
-	c := DefaultConfig()
-	c.Node, c.PolicyMode = "n1", "ipvs"
-	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "auto, nftables, iptables") {
-		t.Errorf("error %v", err)
 	}
 }

@@ -1,4 +1,4 @@
-package agent
+package enforce
 
 import (
 	"encoding/json"
@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/agent/api"
 	"github.com/braidnet/braid/netagent/policy"
 )
 
@@ -41,15 +42,14 @@ func TestEvents(t *testing.T) {
 		}
 	}))
 	defer server.Close()
-	cfg := Config{Log: slog.New(slog.DiscardHandler), Kubeconfig: filepath.Join(t.TempDir(), "kubeconfig")}
-	if err := os.WriteFile(cfg.Kubeconfig, fmt.Appendf(nil, `{"apiVersion": "v1", "kind": "Config", "current-context": "x",
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(kubeconfig, fmt.Appendf(nil, `{"apiVersion": "v1", "kind": "Config", "current-context": "x",
 		"clusters": [{"name": "x", "cluster": {"server": %q}}], "contexts": [{"name": "x", "context": {"cluster": "x"}}]}`, server.URL), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var nodes []*policyEvents
+	var nodes []*eventWriter
 	for _, name := range []string{"n1", "n2"} {
-		cfg.Node = name
-		nodes = append(nodes, newPolicyEvents(cfg))
+		nodes = append(nodes, newEventWriter(slog.New(slog.DiscardHandler), name, &api.Client{Kubeconfig: kubeconfig}))
 	}
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 	tell := func(fails bool, want ...string) {
@@ -67,8 +67,8 @@ func TestEvents(t *testing.T) {
 			t.Errorf("events\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
 	}
-	fault := policy.Fault{Policy: policyObject(model.KindNetworkPolicy, strings.Repeat("long", 60)), UID: "u1", Why: strings.Repeat("no space ", 200)}
-	web := policy.Fault{Policy: policyObject(model.KindNetworkPolicy, "web"), UID: "u2", Closed: true, Why: "no space"}
+	fault := policy.Fault{Policy: object(model.KindNetworkPolicy, strings.Repeat("long", 60)), UID: "u1", Why: strings.Repeat("no space ", 200)}
+	web := policy.Fault{Policy: object(model.KindNetworkPolicy, "web"), UID: "u2", Closed: true, Why: "no space"}
 	set := func(list ...policy.Fault) {
 		for _, n := range nodes {
 			n.set(list)

@@ -1,4 +1,4 @@
-package agent
+package enforce
 
 import (
 	"fmt"
@@ -10,7 +10,6 @@ import (
 
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
 	"github.com/braidnet/braid/internal/model"
-	"github.com/braidnet/braid/netagent/policy"
 )
 
 // reuseRounds is how many pods get one address, one after the other.
@@ -20,8 +19,8 @@ const reuseRounds = 500
 // what it was denied, in whatever order the news come: the one before is deleted before or after the next is
 // connected, or stays, completed, with the address in its status.
 func TestAddressReuse(t *testing.T) {
-	l := newPolicyLab(t)
-	addr := netip.MustParseAddr(policyAddrs["b"])
+	l := newLab(t)
+	addr := netip.MustParseAddr(podAddrs["b"])
 	serve := func(s net.Listener) {
 		for {
 			c, err := s.Accept()
@@ -33,13 +32,13 @@ func TestAddressReuse(t *testing.T) {
 	}
 	go serve(l.listen("a", "10.0.0.2:80"))
 	go serve(l.listen("b", "10.0.0.3:80"))
-	l.change(&model.Namespace{Origin: model.Origin{Ref: model.Ref{Kind: model.KindNamespace, Key: model.Key{Name: "shop"}}}}, policyPod("a"),
+	l.change(&model.Namespace{Origin: model.Origin{Ref: model.Ref{Kind: model.KindNamespace, Key: model.Key{Name: "shop"}}}}, newPod("a"),
 		// Who is closed gets nothing; a gets what those send that are open.
-		&model.NetworkPolicy{Origin: policyObject(model.KindNetworkPolicy, "closed"), Ingress: true, PodSelector: labels.SelectorFromSet(labels.Set{"app": "closed"})},
-		&model.NetworkPolicy{Origin: policyObject(model.KindNetworkPolicy, "a"), Ingress: true, PodSelector: labels.SelectorFromSet(labels.Set{"app": "a"}),
+		&model.NetworkPolicy{Origin: object(model.KindNetworkPolicy, "closed"), Ingress: true, PodSelector: labels.SelectorFromSet(labels.Set{"app": "closed"})},
+		&model.NetworkPolicy{Origin: object(model.KindNetworkPolicy, "a"), Ingress: true, PodSelector: labels.SelectorFromSet(labels.Set{"app": "a"}),
 			IngressRules: []model.PolicyRule{{Peers: []model.PolicyPeer{{Pods: labels.SelectorFromSet(labels.Set{"app": "open"})}}, AnyPort: true}}})
-	of := policy.Attachment{Pod: model.Key{Namespace: "shop", Name: "a"}, UID: "u-a", Link: "brda", Addrs: []netip.Addr{netip.MustParseAddr(policyAddrs["a"])}}
-	if err := l.attach(t.Context(), of, l.mustStep); err != nil {
+	of := Attachment{Namespace: "shop", Name: "a", UID: "u-a", Link: "brda", Addrs: []netip.Addr{netip.MustParseAddr(podAddrs["a"])}}
+	if err := l.Attach(t.Context(), of, l.mustStep); err != nil {
 		t.Fatal(err)
 	}
 	reach := func(from, to string) bool {
@@ -65,14 +64,14 @@ func TestAddressReuse(t *testing.T) {
 	}
 	for i := range reuseRounds {
 		app := []string{"open", "closed"}[i%2]
-		pod := &model.Pod{Origin: policyObject(model.KindPod, fmt.Sprintf("b-%d", i)), UID: fmt.Sprintf("u-%d", i), Node: "n1", Labels: labels.Set{"app": app}, Phase: model.PhasePending}
+		pod := &model.Pod{Origin: object(model.KindPod, fmt.Sprintf("b-%d", i)), UID: fmt.Sprintf("u-%d", i), Node: "n1", Labels: labels.Set{"app": app}, Phase: model.PhasePending}
 		order := i / 2 % 3
 		if order == 0 {
 			gone()
 		}
 		l.change(pod)
-		of := policy.Attachment{Pod: pod.Key, UID: pod.UID, Link: "brdb", Addrs: []netip.Addr{addr}}
-		if err := l.attach(t.Context(), of, l.mustStep); err != nil {
+		of := Attachment{Namespace: pod.Key.Namespace, Name: pod.Key.Name, UID: pod.UID, Link: "brdb", Addrs: []netip.Addr{addr}}
+		if err := l.Attach(t.Context(), of, l.mustStep); err != nil {
 			t.Fatal(err)
 		}
 		running := *pod

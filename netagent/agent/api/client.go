@@ -1,4 +1,5 @@
-package agent
+// Package api sends single requests to the API server, for what an agent writes there.
+package api
 
 import (
 	"bytes"
@@ -14,31 +15,31 @@ import (
 	"github.com/braidnet/braid/internal/source/kube"
 )
 
-// apiClient sends single requests to the API server, of the few kinds that an agent writes. It is for one
+// Client sends single requests to the API server, of the few kinds that an agent writes. It is for one
 // goroutine.
-type apiClient struct {
-	kubeconfig, context string // where the server is, as in Config
+type Client struct {
+	Kubeconfig, Context string // where the server is; a Kubeconfig of "" is the service account of the pod
 
 	http *http.Client // made when it is needed
 	base *url.URL
 }
 
-// apiError is an answer of the API server that is no success.
-type apiError struct {
-	code    int
-	status  string // "409 Conflict"
-	message string
+// Error is an answer of the API server that is no success.
+type Error struct {
+	Code    int
+	Status  string // "409 Conflict"
+	Message string
 }
 
 // Error implements error.
-func (e *apiError) Error() string {
-	return fmt.Sprintf("the API server answers %s: %s", e.status, e.message)
+func (e *Error) Error() string {
+	return fmt.Sprintf("the API server answers %s: %s", e.Status, e.Message)
 }
 
-// ask sends one request and returns the answer; an error may be an *apiError.
-func (c *apiClient) ask(ctx context.Context, method, path, contentType string, body []byte) ([]byte, error) {
+// Ask sends one request and returns the answer; an error may be an *Error.
+func (c *Client) Ask(ctx context.Context, method, path, contentType string, body []byte) ([]byte, error) {
 	if c.http == nil {
-		cfg, err := kube.Config(c.kubeconfig, c.context)
+		cfg, err := kube.Config(c.Kubeconfig, c.Context)
 		if err != nil {
 			return nil, err
 		}
@@ -65,7 +66,7 @@ func (c *apiClient) ask(ctx context.Context, method, path, contentType string, b
 		return nil, err
 	}
 	if resp.StatusCode/100 != 2 {
-		return nil, &apiError{resp.StatusCode, resp.Status, message(text)}
+		return nil, &Error{resp.StatusCode, resp.Status, message(text)}
 	}
 	return text, nil
 }

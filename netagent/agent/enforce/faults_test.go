@@ -1,4 +1,4 @@
-package agent
+package enforce
 
 import (
 	"errors"
@@ -18,9 +18,9 @@ import (
 )
 
 // isolatedLab is a lab whose pods are known and attached, with a listener in b.
-func isolatedLab(t *testing.T) *policyLab { return newPolicyLab(t).attached() }
+func isolatedLab(t *testing.T) *lab { return newLab(t).attached() }
 
-func (l *policyLab) attached() *policyLab {
+func (l *lab) attached() *lab {
 	t := l.t
 	listener := l.listen("b", "10.0.0.3:80")
 	go func() {
@@ -32,10 +32,10 @@ func (l *policyLab) attached() *policyLab {
 			c.Close()
 		}
 	}()
-	l.change(&model.Namespace{Origin: model.Origin{Ref: model.Ref{Kind: model.KindNamespace, Key: model.Key{Name: "shop"}}}}, policyPod("a"), policyPod("b"))
-	for name, addr := range policyAddrs {
-		of := policy.Attachment{Pod: model.Key{Namespace: "shop", Name: name}, UID: "u-" + name, Link: "brd" + name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}}
-		if err := l.attach(t.Context(), of, l.mustStep); err != nil {
+	l.change(&model.Namespace{Origin: model.Origin{Ref: model.Ref{Kind: model.KindNamespace, Key: model.Key{Name: "shop"}}}}, newPod("a"), newPod("b"))
+	for name, addr := range podAddrs {
+		of := Attachment{Namespace: "shop", Name: name, UID: "u-" + name, Link: "brd" + name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}}
+		if err := l.Attach(t.Context(), of, l.mustStep); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -45,13 +45,13 @@ func (l *policyLab) attached() *policyLab {
 
 // allowing is a policy that isolates a pod and lets a block in.
 func allowing(name, pod, block string) *model.NetworkPolicy {
-	return &model.NetworkPolicy{Origin: policyObject(model.KindNetworkPolicy, name), Ingress: true, PodSelector: labels.SelectorFromSet(labels.Set{"app": pod}),
+	return &model.NetworkPolicy{Origin: object(model.KindNetworkPolicy, name), Ingress: true, PodSelector: labels.SelectorFromSet(labels.Set{"app": pod}),
 		IngressRules: []model.PolicyRule{{AnyPort: true, Peers: []model.PolicyPeer{{Block: netip.MustParsePrefix(block)}}}}}
 }
 
 // refuse makes the kernel's border refuse what touches the range that begins with an address.
-func (l *policyLab) refuse(first string, refusal func(op desired.NFTOp) error) *int {
-	plane, n := l.plane.(*policyNFTables), new(int)
+func (l *lab) refuse(first string, refusal func(op desired.NFTOp) error) *int {
+	plane, n := l.plane.(*nftablesPlane), new(int)
 	key := string(netip.MustParseAddr(first).AsSlice())
 	plane.apply = func(ops []desired.NFTOp) error {
 		for _, op := range ops {
@@ -83,7 +83,7 @@ func TestRefusedPolicy(t *testing.T) {
 			if len(reported) != 1 || !reported[0].Closed || reported[0].Policy.Name != "bad" {
 				t.Fatalf("reported: %v", reported)
 			}
-			out, err := l.step(t.Context())
+			out, err := l.Step(t.Context())
 			if err != nil || len(out.Notes) != 1 || !strings.Contains(out.Notes[0], "policy shop/bad is closed, its rules allow nothing: ") {
 				t.Errorf("notes %q, error %v", out.Notes, err)
 			}
@@ -106,7 +106,7 @@ func TestRefusedPolicy(t *testing.T) {
 			if !slices.Equal(closed, []string{"bad", "worse"}) {
 				t.Errorf("closed: %v", closed)
 			}
-			l.compiler.Apply(0, []model.Change{{Ref: policyObject(model.KindNetworkPolicy, "good").Ref}})
+			l.compiler.Apply(0, []model.Change{{Ref: object(model.KindNetworkPolicy, "good").Ref}})
 			l.mustStep()
 			l.reaches(false, "when the other policy is gone")
 			n = *tries
@@ -115,7 +115,7 @@ func TestRefusedPolicy(t *testing.T) {
 			if l.reaches(false, "tried again"); *tries == n {
 				t.Error("it was not tried again")
 			}
-			l.plane.(*policyNFTables).apply = l.plane.(*policyNFTables).conn.Apply
+			l.plane.(*nftablesPlane).apply = l.plane.(*nftablesPlane).conn.Apply
 			l.faults.tried = time.Now().Add(-retryClosedPolicies)
 			l.mustStep()
 			l.reaches(true, "when the kernel takes it")
@@ -139,11 +139,11 @@ func TestRefusalOfAll(t *testing.T) {
 	l := isolatedLab(t)
 	l.change(allowing("good", "b", "192.0.2.0/24"))
 	l.reaches(false, "isolated")
-	plane := l.plane.(*policyNFTables)
+	plane := l.plane.(*nftablesPlane)
 	plane.apply = refuseAll
 	more := allowing("more", "b", "10.0.0.0/24")
 	l.compiler.Apply(0, []model.Change{{Ref: more.Ref, New: more}})
-	if _, err := l.step(t.Context()); !errors.Is(err, unix.ENOMEM) {
+	if _, err := l.Step(t.Context()); !errors.Is(err, unix.ENOMEM) {
 		t.Errorf("error %v", err)
 	}
 	if f := l.compiler.Faults(); len(f) > 0 {

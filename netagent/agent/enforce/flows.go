@@ -1,4 +1,4 @@
-package agent
+package enforce
 
 import (
 	"context"
@@ -22,9 +22,9 @@ const cutPause = time.Second
 // the kernel believe that the connection began at the other end, where nothing forbids it.
 const readings = 2
 
-// policyFlows ends connections that a change of policy forbids. The kernel judges a connection by its first
+// flowEnder ends connections that a change of policy forbids. The kernel judges a connection by its first
 // packet only; once its entry is gone, its next packet is a first one again.
-type policyFlows struct {
+type flowEnder struct {
 	log      *slog.Logger
 	conn     *conntrack.Conn
 	compiler *policy.Compiler
@@ -45,7 +45,7 @@ type ends struct {
 }
 
 // changed says that the kernel has a change of the compiled value.
-func (f *policyFlows) changed(d policy.Delta) {
+func (f *flowEnder) changed(d policy.Delta) {
 	forbids := len(d.Sections)+len(d.Chains) > 0
 	for _, t := range d.Targets {
 		forbids = forbids || t.Ingress != nil || t.Egress != nil // a pod that nothing isolates forbids nothing
@@ -62,9 +62,11 @@ func (f *policyFlows) changed(d policy.Delta) {
 	f.kick()
 }
 
-func (f *policyFlows) step(ctx context.Context) (reconcile.Outcome, error) {
-	if !waitUntil(ctx, f.last.Add(cutPause)) {
+func (f *flowEnder) step(ctx context.Context) (reconcile.Outcome, error) {
+	select {
+	case <-ctx.Done():
 		return reconcile.Outcome{}, ctx.Err()
+	case <-time.After(time.Until(f.last.Add(cutPause))):
 	}
 	f.mu.Lock()
 	due := f.due
@@ -96,7 +98,7 @@ func (f *policyFlows) step(ctx context.Context) (reconcile.Outcome, error) {
 }
 
 // clean ends what policy forbids now, of connections that have an end on this node.
-func (f *policyFlows) clean() (cut int, err error) {
+func (f *flowEnder) clean() (cut int, err error) {
 	own, err := f.conn.LocalAddrs()
 	if err != nil {
 		return 0, err
@@ -127,7 +129,7 @@ func (f *policyFlows) clean() (cut int, err error) {
 	return cut, nil
 }
 
-func (f *policyFlows) forbidden(x conntrack.Flow, protocol model.Protocol, own map[netip.Addr]struct{}) bool {
+func (f *flowEnder) forbidden(x conntrack.Flow, protocol model.Protocol, own map[netip.Addr]struct{}) bool {
 	_, fromNode := own[x.Src.Addr()]
 	return !f.compiler.Eval(policy.Packet{Src: x.Src.Addr(), Dst: x.Answers.Addr(), Protocol: protocol, Port: x.Answers.Port(), FromNode: fromNode}).Allowed
 }

@@ -1,4 +1,4 @@
-package agent
+package enforce
 
 import (
 	"context"
@@ -19,27 +19,26 @@ import (
 
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
 	"github.com/braidnet/braid/internal/model"
-	"github.com/braidnet/braid/netagent/policy"
 )
 
-// policyLab is a node with two pods behind its bridge, and what enforces policy there.
-type policyLab struct {
-	*policies
+// lab is a node with two pods behind its bridge, and what enforces policy there.
+type lab struct {
+	*Enforcer
 	t    *testing.T
 	cfg  Config
 	node *nstest.NS
 	pods map[string]*nstest.NS
 }
 
-var policyAddrs = map[string]string{"a": "10.0.0.2", "b": "10.0.0.3"}
+var podAddrs = map[string]string{"a": "10.0.0.2", "b": "10.0.0.3"}
 
-func newPolicyLab(t *testing.T) *policyLab {
-	l := &policyLab{t: t, node: nstest.New(t), pods: map[string]*nstest.NS{}}
+func newLab(t *testing.T) *lab {
+	l := &lab{t: t, node: nstest.New(t), pods: map[string]*nstest.NS{}}
 	l.node.Exec(t, "ip", "link", "add", "braid0", "address", "02:00:00:00:00:01", "type", "bridge")
 	l.node.Exec(t, "ip", "addr", "add", "10.0.0.1/24", "dev", "braid0")
 	l.node.Exec(t, "ip", "link", "set", "braid0", "up")
 	l.node.Forward(t)
-	for name, addr := range policyAddrs {
+	for name, addr := range podAddrs {
 		pod := nstest.New(t)
 		l.pods[name] = pod
 		nstest.Veth(t, l.node, "brd"+name, pod, "eth0")
@@ -51,28 +50,26 @@ func newPolicyLab(t *testing.T) *policyLab {
 		pod.Exec(t, "ip", "route", "add", "10.0.0.1", "dev", "eth0")
 		pod.Exec(t, "ip", "route", "add", "default", "via", "10.0.0.1")
 	}
-	cfg := DefaultConfig()
-	cfg.Node, cfg.Log, cfg.RunDir = "n1", slog.New(slog.DiscardHandler), t.TempDir()
-	l.cfg = cfg
+	l.cfg = Config{Node: "n1", RunDir: t.TempDir(), Mode: "auto", Tell: true, Log: slog.New(slog.DiscardHandler)}
 	l.start()
-	t.Cleanup(func() { l.policies.close() })
+	t.Cleanup(func() { l.Enforcer.Close() })
 	return l
 }
 
-func (l *policyLab) start() {
+func (l *lab) start() {
 	l.t.Helper()
-	l.node.Run(l.t, func() (err error) { l.policies, err = newPolicies(l.cfg); return err })
+	l.node.Run(l.t, func() (err error) { l.Enforcer, err = New(l.cfg); return err })
 }
 
-func (l *policyLab) mustStep() {
+func (l *lab) mustStep() {
 	l.t.Helper()
-	if p, ok := l.plane.(*policyNFTables); ok {
+	if p, ok := l.plane.(*nftablesPlane); ok {
 		p.looked = time.Time{} // as after a second
 	}
-	l.node.Run(l.t, func() error { _, err := l.step(l.t.Context()); return err })
+	l.node.Run(l.t, func() error { _, err := l.Step(l.t.Context()); return err })
 }
 
-func (l *policyLab) change(list ...model.Object) {
+func (l *lab) change(list ...model.Object) {
 	l.t.Helper()
 	for _, o := range list {
 		l.compiler.Apply(0, []model.Change{{Ref: o.From().Ref, New: o}})
@@ -80,7 +77,7 @@ func (l *policyLab) change(list ...model.Object) {
 	l.mustStep()
 }
 
-func (l *policyLab) listen(pod, addr string) net.Listener {
+func (l *lab) listen(pod, addr string) net.Listener {
 	l.t.Helper()
 	var s net.Listener
 	l.pods[pod].Run(l.t, func() (err error) { s, err = net.Listen("tcp4", addr); return err })
@@ -88,7 +85,7 @@ func (l *policyLab) listen(pod, addr string) net.Listener {
 	return s
 }
 
-func (l *policyLab) dial(pod, addr string) (c net.Conn, err error) {
+func (l *lab) dial(pod, addr string) (c net.Conn, err error) {
 	err = l.pods[pod].Do(func() (err error) { c, err = net.DialTimeout("tcp4", addr, 5*time.Second); return err })
 	if err == nil {
 		l.t.Cleanup(func() { c.Close() })
@@ -96,25 +93,25 @@ func (l *policyLab) dial(pod, addr string) (c net.Conn, err error) {
 	return c, err
 }
 
-func (l *policyLab) reaches(want bool, when string) {
+func (l *lab) reaches(want bool, when string) {
 	l.t.Helper()
 	if _, err := l.dial("a", "10.0.0.3:80"); (err == nil) != want {
 		l.t.Errorf("%s: reached %v, want %v (%v)", when, err == nil, want, err)
 	}
 }
 
-func policyObject(kind model.Kind, name string) model.Origin {
+func object(kind model.Kind, name string) model.Origin {
 	return model.Origin{Ref: model.Ref{Kind: kind, Key: model.Key{Namespace: "shop", Name: name}}}
 }
 
-func policyPod(name string) *model.Pod {
-	return &model.Pod{Origin: policyObject(model.KindPod, name), UID: "u-" + name, Node: "n1", Labels: labels.Set{"app": name}, Phase: model.PhasePending}
+func newPod(name string) *model.Pod {
+	return &model.Pod{Origin: object(model.KindPod, name), UID: "u-" + name, Node: "n1", Labels: labels.Set{"app": name}, Phase: model.PhasePending}
 }
 
 // TestPolicyLifeOfPods: a pod is cut off until it is attached and known, lives by its policies, loses the
 // connections that a new one forbids and no others, and is open when enforcement ends.
 func TestPolicyLifeOfPods(t *testing.T) {
-	l := newPolicyLab(t)
+	l := newLab(t)
 	listener := l.listen("b", "10.0.0.3:80")
 	accepted := make(chan net.Conn, 10)
 	go func() {
@@ -130,11 +127,11 @@ func TestPolicyLifeOfPods(t *testing.T) {
 	<-accepted
 	l.mustStep()
 	l.reaches(false, "before anybody knows the pods")
-	l.change(&model.Namespace{Origin: model.Origin{Ref: model.Ref{Kind: model.KindNamespace, Key: model.Key{Name: "shop"}}}}, policyPod("a"), policyPod("b"))
+	l.change(&model.Namespace{Origin: model.Origin{Ref: model.Ref{Kind: model.KindNamespace, Key: model.Key{Name: "shop"}}}}, newPod("a"), newPod("b"))
 	l.reaches(false, "known, and not attached")
-	for name, addr := range policyAddrs {
-		of := policy.Attachment{Pod: model.Key{Namespace: "shop", Name: name}, UID: "u-" + name, Link: "brd" + name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}}
-		if err := l.attach(t.Context(), of, l.mustStep); err != nil {
+	for name, addr := range podAddrs {
+		of := Attachment{Namespace: "shop", Name: name, UID: "u-" + name, Link: "brd" + name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}}
+		if err := l.Attach(t.Context(), of, l.mustStep); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -158,7 +155,7 @@ func TestPolicyLifeOfPods(t *testing.T) {
 	}
 	passes(t, conn, server)
 
-	deny := &model.NetworkPolicy{Origin: policyObject(model.KindNetworkPolicy, "deny"), Ingress: true, PodSelector: labels.SelectorFromSet(labels.Set{"app": "b"})}
+	deny := &model.NetworkPolicy{Origin: object(model.KindNetworkPolicy, "deny"), Ingress: true, PodSelector: labels.SelectorFromSet(labels.Set{"app": "b"})}
 	l.change(deny)
 	l.reaches(false, "isolated")
 	if _, err := l.flows.step(t.Context()); err != nil {
@@ -168,7 +165,7 @@ func TestPolicyLifeOfPods(t *testing.T) {
 		nstest.Wait(t, "the end of a connection that is forbidden now", func() error {
 			_ = c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
 			_, _ = c.Write([]byte("x"))
-			if _, err := c.Read(make([]byte, 1)); err == nil || isTimeout(err) {
+			if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 				return fmt.Errorf("still there: %v", err)
 			}
 			return nil
@@ -194,7 +191,7 @@ func TestPolicyLifeOfPods(t *testing.T) {
 	l.plane.Close() // as when the agent ends
 	l.plane = nil
 	var removed []string
-	l.node.Run(t, func() (err error) { removed, err = removePolicyTables(); return err })
+	l.node.Run(t, func() (err error) { removed, err = removeNFTables(); return err })
 	if want := []string{"nftables table bridge braid-policy", "nftables table ip braid-policy", "nftables table ip6 braid-policy"}; !slices.Equal(removed, want) {
 		t.Errorf("removed %q, want %q", removed, want)
 	}
@@ -213,11 +210,11 @@ func TestPolicyRestart(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(attachmentsDir(l.cfg.RunDir), "broken"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l.policies.close()
+	l.Enforcer.Close()
 	l.reaches(false, "without an agent")
 	l.start()
 	l.reaches(false, "before the new agent knows the cluster")
-	for _, o := range []model.Object{audited(false), policyPod("a"), policyPod("b"), deny} {
+	for _, o := range []model.Object{audited(false), newPod("a"), newPod("b"), deny} {
 		l.compiler.Apply(0, []model.Change{{Ref: o.From().Ref, New: o}})
 	}
 	l.mustStep()
@@ -225,10 +222,10 @@ func TestPolicyRestart(t *testing.T) {
 	if _, err := l.dial("b", "10.0.0.2:1"); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("b is let out: error %v, want one of a itself", err)
 	}
-	if after := l.node.Exec(t, "nft", "list", "table", "ip", "braid-policy"); l.plane.(*policyNFTables).era.Load() != 0 || strings.Count(after, "\n") != strings.Count(before, "\n") {
+	if after := l.node.Exec(t, "nft", "list", "table", "ip", "braid-policy"); l.plane.(*nftablesPlane).era.Load() != 0 || strings.Count(after, "\n") != strings.Count(before, "\n") {
 		t.Errorf("tables were made anew. Before:\n%s\nafter:\n%s", before, after)
 	}
-	l.policies.close()
+	l.Enforcer.Close()
 	l.node.Exec(t, "ip", "link", "del", "brda")
 	l.start()
 	l.mustStep()
@@ -239,10 +236,10 @@ func TestPolicyRestart(t *testing.T) {
 
 // TestPolicyWaitEnds: a pod that the agent does not come to know in time is said to be cut off.
 func TestPolicyWaitEnds(t *testing.T) {
-	l := newPolicyLab(t)
+	l := newLab(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	err := l.attach(ctx, policy.Attachment{Pod: model.Key{Namespace: "shop", Name: "x"}, Link: "brda", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.2")}}, l.mustStep)
+	err := l.Attach(ctx, Attachment{Namespace: "shop", Name: "x", Link: "brda", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.2")}}, l.mustStep)
 	if err == nil || !strings.Contains(err.Error(), "shop/x is cut off") {
 		t.Errorf("error %v", err)
 	}

@@ -1,4 +1,4 @@
-package agent
+package enforce
 
 import (
 	"context"
@@ -11,8 +11,8 @@ import (
 )
 
 // shared makes the lab's kernel one whose tables anybody can take away.
-func (l *policyLab) shared() *policyLab {
-	plane := l.plane.(*policyNFTables)
+func (l *lab) shared() *lab {
+	plane := l.plane.(*nftablesPlane)
 	plane.options.Owned = false
 	plane.state = nftables.NewState(plane.families, plane.options)
 	plane.Forget()
@@ -31,7 +31,7 @@ func TestFlush(t *testing.T) {
 			}
 			l.change(allowing("web", "b", "192.0.2.0/24"))
 			l.reaches(false, "isolated")
-			if plane := l.plane.(*policyNFTables); plane.options.Owned != owned {
+			if plane := l.plane.(*nftablesPlane); plane.options.Owned != owned {
 				t.Skip("this kernel has no tables that others cannot flush (Linux 6.9)")
 			}
 			ctx, cancel := context.WithCancel(t.Context())
@@ -93,11 +93,11 @@ func TestFlush(t *testing.T) {
 func TestShut(t *testing.T) {
 	l := isolatedLab(t).shared()
 	l.change(allowing("web", "b", "192.0.2.0/24"))
-	plane := l.plane.(*policyNFTables)
+	plane := l.plane.(*nftablesPlane)
 	l.node.Exec(t, "nft", "flush", "ruleset")
 	plane.gone.Store(true)
 	plane.apply = refuseAll
-	if _, err := l.step(t.Context()); err == nil {
+	if _, err := l.Step(t.Context()); err == nil {
 		t.Error("no error")
 	}
 	l.reaches(false, "shut")

@@ -1,4 +1,4 @@
-package agent
+package enforce
 
 import (
 	"bytes"
@@ -43,7 +43,7 @@ func audited(on bool) *model.Namespace {
 }
 
 // hear starts to listen to drops and returns what is logged of them.
-func (l *policyLab) hear() *book {
+func (l *lab) hear() *book {
 	log := &book{}
 	l.drops.log = slog.New(slog.NewTextHandler(log, nil))
 	l.drops.open = func() (c *nflog.Conn, err error) {
@@ -57,7 +57,7 @@ func (l *policyLab) hear() *book {
 	return log
 }
 
-func (l *policyLab) waitFor(log *book, line string, do func()) {
+func (l *lab) waitFor(log *book, line string, do func()) {
 	l.t.Helper()
 	nstest.Wait(l.t, "the line "+line, func() error {
 		do()
@@ -104,11 +104,11 @@ func TestDropsAreTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	web := policyCount{policy: model.Key{Namespace: "shop", Name: "web"}}
-	if totals[web] == 0 || totals[policyCount{direction: policy.Egress}] == 0 {
+	web := counted{policy: model.Key{Namespace: "shop", Name: "web"}}
+	if totals[web] == 0 || totals[counted{direction: policy.Egress}] == 0 {
 		t.Errorf("counted: %v", totals)
 	}
-	if n := testutil.CollectAndCount(l.policies, "braid_policy_denied_packets_total"); n != 1 {
+	if n := testutil.CollectAndCount(l.Enforcer, "braid_policy_denied_packets_total"); n != 1 {
 		t.Errorf("%d series of denied packets", n)
 	}
 	denied := totals[web]
@@ -124,14 +124,14 @@ func TestDropsAreTold(t *testing.T) {
 func TestDropLines(t *testing.T) {
 	c := policy.NewCompiler("n1")
 	deny := allowing("web", "b", "192.0.2.0/24")
-	b := policyPod("b")
+	b := newPod("b")
 	b.IPs = []netip.Addr{netip.MustParseAddr("10.0.0.3")}
 	for _, o := range []model.Object{audited(false), b, deny} {
 		c.Apply(0, []model.Change{{Ref: o.From().Ref, New: o}})
 	}
 	d := c.Flush()
 	log := &book{}
-	drops := newPolicyDrops(slog.New(slog.NewTextHandler(log, nil)), c)
+	drops := newDropTeller(slog.New(slog.NewTextHandler(log, nil)), c)
 	mark := policy.MarkOf(d.Chains[0]).String()
 	packet := func(src string) nflog.Packet {
 		return nflog.Packet{Prefix: mark, Src: netip.MustParseAddr(src), Dst: b.IPs[0], Protocol: 6, DstPort: 80}

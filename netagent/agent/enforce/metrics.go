@@ -1,4 +1,4 @@
-package agent
+package enforce
 
 import (
 	"maps"
@@ -11,25 +11,25 @@ import (
 	"github.com/braidnet/braid/netagent/policy"
 )
 
-// policyCounts sums up what the kernel's rules count, by policy. The kernel's numbers begin anew when a table
+// counters sums up what the kernel's rules count, by policy. The kernel's numbers begin anew when a table
 // is made anew, and go with a chain; these do not.
-type policyCounts struct {
+type counters struct {
 	mu     sync.Mutex
 	chains map[policy.Mark][]model.Key // the policies of each chain
 	last   map[policy.Mark]uint64      // what the kernel said last
 	era    uint64                      // of last
-	totals map[policyCount]uint64
+	totals map[counted]uint64
 }
 
-// policyCount is a policy and a direction; of pods that are not known, no policy.
-type policyCount struct {
+// counted is a policy and a direction; of pods that are not known, no policy.
+type counted struct {
 	policy    model.Key
 	direction policy.Direction
 	audit     bool
 }
 
 // follow learns which chains there are; all says that delta tells of everything.
-func (c *policyCounts) follow(d policy.Delta, all bool) {
+func (c *counters) follow(d policy.Delta, all bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if all || c.chains == nil {
@@ -50,7 +50,7 @@ func (c *policyCounts) follow(d policy.Delta, all bool) {
 }
 
 // sum reads the kernel's numbers. A packet that several policies isolate from counts for each of them.
-func (c *policyCounts) sum(plane policyPlane) (map[policyCount]uint64, error) {
+func (c *counters) sum(plane packetFilter) (map[counted]uint64, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now, era, err := plane.Counts(slices.Collect(maps.Keys(c.chains)))
@@ -60,14 +60,14 @@ func (c *policyCounts) sum(plane policyPlane) (map[policyCount]uint64, error) {
 	if era != c.era {
 		c.last, c.era = nil, era
 	}
-	totals := map[policyCount]uint64{}
+	totals := map[counted]uint64{}
 	for m, list := range c.chains {
 		more := now[m]
 		if last := c.last[m]; last <= more {
 			more -= last
 		}
 		for _, k := range list {
-			n := policyCount{k, m.Direction, m.Audit}
+			n := counted{k, m.Direction, m.Audit}
 			if _, ok := totals[n]; !ok {
 				totals[n] = c.totals[n]
 			}
@@ -89,10 +89,10 @@ var (
 )
 
 // Describe implements prometheus.Collector.
-func (p *policies) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(p, ch) }
+func (p *Enforcer) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(p, ch) }
 
 // Collect implements prometheus.Collector.
-func (p *policies) Collect(ch chan<- prometheus.Metric) {
+func (p *Enforcer) Collect(ch chan<- prometheus.Metric) {
 	send := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, kind, v, labels...)
 	}

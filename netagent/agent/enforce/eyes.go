@@ -1,4 +1,4 @@
-package agent
+package enforce
 
 import (
 	"slices"
@@ -11,9 +11,9 @@ import (
 	"github.com/braidnet/braid/netagent/policy/iptables"
 )
 
-// policyEyes see whether somebody else changed the iptables rules or the sets of policies. Nothing of what it asks
+// eyes see whether somebody else changed the iptables rules or the sets of policies. Nothing of what it asks
 // grows with the rules.
-type policyEyes struct {
+type eyes struct {
 	rules interface {
 		number() (uint32, error) // another one after a change
 		entries() bool           // packets come to our chains
@@ -27,8 +27,8 @@ type policyEyes struct {
 	gone    bool           // rules or members of ours are missing
 }
 
-func newPolicyEyes(v ipt.Variant, families []bool) (*policyEyes, error) {
-	e := &policyEyes{}
+func newEyes(v ipt.Variant, families []bool) (*eyes, error) {
+	e := &eyes{}
 	var err error
 	if e.sets, err = ipset.Open(); err != nil {
 		return nil, err
@@ -51,13 +51,13 @@ func newPolicyEyes(v ipt.Variant, families []bool) (*policyEyes, error) {
 	return e, nil
 }
 
-func (e *policyEyes) close() {
+func (e *eyes) close() {
 	e.rules.close()
 	e.sets.Close()
 }
 
 // look notes what others did since the last look. Where the kernel does not answer they may have done something.
-func (e *policyEyes) look() {
+func (e *eyes) look() {
 	number, err := e.rules.number()
 	if err != nil || number != e.last {
 		e.foreign, e.last = true, number
@@ -79,7 +79,7 @@ func (e *policyEyes) look() {
 }
 
 // trust takes everything up to now for written by us.
-func (e *policyEyes) trust(sizes map[string]int) {
+func (e *eyes) trust(sizes map[string]int) {
 	e.sizes, e.foreign, e.gone = sizes, false, false
 	if number, err := e.rules.number(); err == nil {
 		e.last = number

@@ -1,4 +1,4 @@
-package agent
+package enforce
 
 import (
 	"context"
@@ -15,32 +15,33 @@ import (
 	"github.com/braidnet/braid/internal/kernel/ipset"
 	"github.com/braidnet/braid/internal/kernel/ipt"
 	"github.com/braidnet/braid/internal/kernel/link"
+	"github.com/braidnet/braid/netagent/agent/tools"
 	"github.com/braidnet/braid/netagent/policy"
 	"github.com/braidnet/braid/netagent/policy/iptables"
 )
 
 const (
-	// policyWholeAudit is how often all rules and sets are compared although nothing tells of a change: a member of a set
+	// wholeAudit is how often all rules and sets are compared although nothing tells of a change: a member of a set
 	// replaced by another changes no number.
-	policyWholeAudit = time.Minute
-	// policyLook is how often it is looked whether rules or members are gone, at the price of some questions to the
+	wholeAudit = time.Minute
+	// lookEvery is how often it is looked whether rules or members are gone, at the price of some questions to the
 	// kernel. With what a repair takes it is how long policies may be open after a flush.
-	policyLook = 100 * time.Millisecond
+	lookEvery = 100 * time.Millisecond
 )
 
-// policyIPTables enforces policies with iptables and ipset.
-type policyIPTables struct {
+// iptablesPlane enforces policies with iptables and ipset.
+type iptablesPlane struct {
 	log      *slog.Logger
 	options  iptables.Options
 	variant  ipt.Variant
 	why      string // the reason for the variant
 	links    *netlink.Handle
-	families []policyTool
+	families []familyTool
 	sets     *ipset.Conn
 	restore  func(t *ipt.Tool, input string) error // the tool's; tests put refusals between
 
 	mu      sync.Mutex // held over a Write, and over a look of Watch
-	eyes    *policyEyes
+	eyes    *eyes
 	state   *iptables.State
 	known   bool
 	whole   time.Time     // of the last comparison
@@ -48,29 +49,29 @@ type policyIPTables struct {
 	cleared bool          // what the other variant of the tools has left is gone
 }
 
-// policyTool is a family that the kernel has.
-type policyTool struct {
+// familyTool is a family that the kernel has.
+type familyTool struct {
 	ipv6 bool
 	*ipt.Tool
 }
 
-// newPolicyIPTables opens iptables and ipset of the network namespace it is called in, and changes nothing there. It
+// newIPTables opens iptables and ipset of the network namespace it is called in, and changes nothing there. It
 // fails where the kernel or the node cannot do what is needed; bridged is where new pods are behind a bridge.
-func newPolicyIPTables(log *slog.Logger, o iptables.Options, bridged bool) (p *policyIPTables, err error) {
-	p = &policyIPTables{log: log, options: o, restore: (*ipt.Tool).Restore}
+func newIPTables(log *slog.Logger, o iptables.Options, bridged bool) (p *iptablesPlane, err error) {
+	p = &iptablesPlane{log: log, options: o, restore: (*ipt.Tool).Restore}
 	defer func() {
 		if err != nil {
 			p.Close()
 			p = nil
 		}
 	}()
-	if p.variant, p.why, err = ipt.Choose(traces); err != nil {
-		return p, hintIPTables(p.variant, err)
+	if p.variant, p.why, err = ipt.Choose(tools.Traces); err != nil {
+		return p, tools.HintIPTables(p.variant, err)
 	}
 	return p, p.open(bridged)
 }
 
-func (p *policyIPTables) open(bridged bool) (err error) {
+func (p *iptablesPlane) open(bridged bool) (err error) {
 	if p.links, err = link.OpenAt(-1); err != nil {
 		return err
 	}
@@ -92,12 +93,12 @@ func (p *policyIPTables) open(bridged bool) (err error) {
 			}
 		}
 		if err != nil {
-			return hintIPTables(p.variant, fmt.Errorf("policy mode iptables, variant %s (%s), %s: %w", p.variant, p.why, familyName(ipv6), err))
+			return tools.HintIPTables(p.variant, fmt.Errorf("policy mode iptables, variant %s (%s), %s: %w", p.variant, p.why, tools.Family(ipv6), err))
 		}
-		p.families = append(p.families, policyTool{ipv6, tool})
+		p.families = append(p.families, familyTool{ipv6, tool})
 		families = append(families, ipv6)
 	}
-	if p.eyes, err = newPolicyEyes(p.variant, families); err != nil {
+	if p.eyes, err = newEyes(p.variant, families); err != nil {
 		return err
 	}
 	p.state = iptables.NewState(families, p.options)
@@ -108,11 +109,11 @@ func (p *policyIPTables) open(bridged bool) (err error) {
 	return nil
 }
 
-// Name implements policyPlane.
-func (p *policyIPTables) Name() string { return "iptables" }
+// Name implements packetFilter.
+func (p *iptablesPlane) Name() string { return "iptables" }
 
 // Close gives up the sockets. The kernel stays as it is.
-func (p *policyIPTables) Close() {
+func (p *iptablesPlane) Close() {
 	if p.links != nil {
 		p.links.Close()
 	}
@@ -124,27 +125,27 @@ func (p *policyIPTables) Close() {
 	}
 }
 
-// Forget implements policyPlane.
-func (p *policyIPTables) Forget() {
+// Forget implements packetFilter.
+func (p *iptablesPlane) Forget() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.forget()
 }
 
-func (p *policyIPTables) forget() {
+func (p *iptablesPlane) forget() {
 	p.state.Forget()
 	p.known = false
 }
 
-// Known implements policyPlane.
-func (p *policyIPTables) Known() bool {
+// Known implements packetFilter.
+func (p *iptablesPlane) Known() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.known
 }
 
-// Write implements policyPlane.
-func (p *policyIPTables) Write(delta policy.Delta, all func() policy.Delta) (changes []string, err error) {
+// Write implements packetFilter.
+func (p *iptablesPlane) Write(delta policy.Delta, all func() policy.Delta) (changes []string, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	changed, err := link.EnsureBridgeFiltered(p.links, p.options.Bridge)
@@ -177,13 +178,13 @@ func (p *policyIPTables) Write(delta policy.Delta, all func() policy.Delta) (cha
 }
 
 // due reports whether it is time to compare everything.
-func (p *policyIPTables) due(now time.Time) bool {
+func (p *iptablesPlane) due(now time.Time) bool {
 	since := now.Sub(p.whole)
-	return p.eyes.gone || p.eyes.foreign && since >= max(policyAudit, repairShare*p.took) || since >= max(policyWholeAudit, repairShare*p.took)
+	return p.eyes.gone || p.eyes.foreign && since >= max(Audit, tools.RepairShare*p.took) || since >= max(wholeAudit, tools.RepairShare*p.took)
 }
 
 // replace compares the kernel with the compiled value as a whole.
-func (p *policyIPTables) replace(all policy.Delta) (why []string, err error) {
+func (p *iptablesPlane) replace(all policy.Delta) (why []string, err error) {
 	p.forget()
 	begin := time.Now()
 	have, err := p.read()
@@ -202,7 +203,7 @@ func (p *policyIPTables) replace(all policy.Delta) (why []string, err error) {
 	p.known = true
 	p.eyes.trust(p.state.Sizes())
 	if !p.cleared {
-		removed, err := removePolicyIPTables(p.variant)
+		removed, err := removeIPTables(p.variant)
 		if err != nil {
 			p.log.Warn("policies: what another variant of iptables has left stays in force", "err", err)
 		}
@@ -215,7 +216,7 @@ func (p *policyIPTables) replace(all policy.Delta) (why []string, err error) {
 }
 
 // read reads our rules and sets.
-func (p *policyIPTables) read() (map[bool]iptables.Contents, error) {
+func (p *iptablesPlane) read() (map[bool]iptables.Contents, error) {
 	out := map[bool]iptables.Contents{}
 	for _, f := range p.families {
 		saved, err := f.SaveTable(iptables.Table)
@@ -243,7 +244,7 @@ func (p *policyIPTables) read() (map[bool]iptables.Contents, error) {
 }
 
 // carryOut makes the steps of a plan.
-func (p *policyIPTables) carryOut(plan iptables.Plan) error {
+func (p *iptablesPlane) carryOut(plan iptables.Plan) error {
 	if err := p.sets.Apply(plan.Before); err != nil {
 		return err
 	}
@@ -267,8 +268,8 @@ func (p *policyIPTables) carryOut(plan iptables.Plan) error {
 	return nil
 }
 
-// Refused implements policyPlane.
-func (p *policyIPTables) Refused(err error) func(*policy.Section) bool {
+// Refused implements packetFilter.
+func (p *iptablesPlane) Refused(err error) func(*policy.Section) bool {
 	var set *ipset.RefusedError
 	var line *ipt.RestoreError
 	switch {
@@ -280,8 +281,8 @@ func (p *policyIPTables) Refused(err error) func(*policy.Section) bool {
 	return nil
 }
 
-// Counts implements policyPlane. Counters begin anew with a chain that is written anew, one by one; so there is one era.
-func (p *policyIPTables) Counts(marks []policy.Mark) (map[policy.Mark]uint64, uint64, error) {
+// Counts implements packetFilter. Counters begin anew with a chain that is written anew, one by one; so there is one era.
+func (p *iptablesPlane) Counts(marks []policy.Mark) (map[policy.Mark]uint64, uint64, error) {
 	out := map[policy.Mark]uint64{}
 	for _, f := range p.families {
 		counts, err := f.Counts(iptables.Table)
@@ -296,8 +297,8 @@ func (p *policyIPTables) Counts(marks []policy.Mark) (map[policy.Mark]uint64, ui
 }
 
 // Watch kicks when somebody takes rules or members of sets away, until ctx ends.
-func (p *policyIPTables) Watch(ctx context.Context, kick func()) {
-	tick := time.NewTicker(policyLook)
+func (p *iptablesPlane) Watch(ctx context.Context, kick func()) {
+	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
 		select {
@@ -317,9 +318,9 @@ func (p *policyIPTables) Watch(ctx context.Context, kick func()) {
 	}
 }
 
-// removePolicyIPTables takes away what enforcement with iptables left, in all variants of the tools but one ("" for
+// removeIPTables takes away what enforcement with iptables left, in all variants of the tools but one ("" for
 // none), and says what. The sets go when no variant refers to them.
-func removePolicyIPTables(but ipt.Variant) (removed []string, err error) {
+func removeIPTables(but ipt.Variant) (removed []string, err error) {
 	sets, err := ipset.Open()
 	if err != nil {
 		return nil, nil // no sets, no rules
@@ -340,12 +341,12 @@ func removePolicyIPTables(but ipt.Variant) (removed []string, err error) {
 			if err == nil {
 				if input := iptables.Cleanup(saved); input != "" {
 					if err = tool.Restore(input); err == nil {
-						removed = append(removed, fmt.Sprintf("iptables chains BRAIDPOL-… of %s (%s)", familyName(ipv6), v))
+						removed = append(removed, fmt.Sprintf("iptables chains BRAIDPOL-… of %s (%s)", tools.Family(ipv6), v))
 					}
 				}
 			}
 			if err != nil {
-				errs = append(errs, fmt.Errorf("policy rules of %s: %w", familyName(ipv6), err))
+				errs = append(errs, fmt.Errorf("policy rules of %s: %w", tools.Family(ipv6), err))
 			}
 		}
 	}

@@ -1,4 +1,4 @@
-package agent
+package enforce
 
 import (
 	"errors"
@@ -12,24 +12,23 @@ import (
 	"github.com/braidnet/braid/netagent/policy/nftables"
 )
 
-// newPolicyPlane opens the packet filter of a mode, and says why it is that one. In mode auto that is nftables wherever
+// openPlane opens the packet filter of a mode, and says why it is that one. In mode auto that is nftables wherever
 // the kernel can, whatever mode services are in: either sees packets after translation, and only nftables changes rules and
 // addresses in one transaction.
-func newPolicyPlane(c Config) (plane policyPlane, why string, err error) {
-	drop := c.PolicyDeny == "drop"
-	if c.PolicyMode != "iptables" {
-		plane, err := newPolicyNFTables(c.Log, nftables.Options{Bridge: link.PodBridge, Links: link.VethPrefix, Drop: drop, Log: c.PolicyLog})
+func openPlane(c Config) (plane packetFilter, why string, err error) {
+	if c.Mode != "iptables" {
+		plane, err := newNFTables(c.Log, nftables.Options{Bridge: link.PodBridge, Links: link.VethPrefix, Drop: c.Drop, Log: c.Tell})
 		switch {
-		case err == nil && c.PolicyMode == "auto":
+		case err == nil && c.Mode == "auto":
 			return plane, "the kernel can, and it is the best", nil
 		case err == nil:
 			return plane, "setting policy-mode", nil
-		case c.PolicyMode == "nftables":
+		case c.Mode == "nftables":
 			return nil, "", err
 		}
 		why = err.Error()
 	}
-	tables, err := newPolicyIPTables(c.Log, iptables.Options{Bridge: link.PodBridge, Links: link.VethPrefix, Drop: drop, Log: c.PolicyLog}, c.PodMode != "routed")
+	tables, err := newIPTables(c.Log, iptables.Options{Bridge: link.PodBridge, Links: link.VethPrefix, Drop: c.Drop, Log: c.Tell}, !c.Routed)
 	switch {
 	case err != nil && why != "":
 		return nil, "", fmt.Errorf("%s; nor does policy mode iptables work here: %w", why, err)
@@ -41,15 +40,15 @@ func newPolicyPlane(c Config) (plane policyPlane, why string, err error) {
 	return tables, fmt.Sprintf("%s; variant %s: %s", why, tables.variant, tables.why), nil
 }
 
-// removePolicy takes away what enforcement left in the kernel in any mode, and says what.
-func removePolicy() ([]string, error) {
-	tables, err := removePolicyTables()
-	chains, other := removePolicyIPTables("")
+// Remove takes away what enforcement left in the kernel in any mode, and says what.
+func Remove() ([]string, error) {
+	tables, err := removeNFTables()
+	chains, other := removeIPTables("")
 	return append(tables, chains...), errors.Join(err, other)
 }
 
-// removePolicyTables takes away what enforcement with nftables left, and says what.
-func removePolicyTables() (removed []string, err error) {
+// removeNFTables takes away what enforcement with nftables left, and says what.
+func removeNFTables() (removed []string, err error) {
 	conn, err := nft.Open()
 	if err != nil {
 		return nil, nil // no nftables, no tables
@@ -87,11 +86,11 @@ type otherMode struct {
 	failed string // what the log has been told
 }
 
-func newOtherMode(plane policyPlane) otherMode {
-	if _, ok := plane.(*policyIPTables); ok {
-		return otherMode{remove: removePolicyTables}
+func newOtherMode(plane packetFilter) otherMode {
+	if _, ok := plane.(*iptablesPlane); ok {
+		return otherMode{remove: removeNFTables}
 	}
-	return otherMode{remove: func() ([]string, error) { return removePolicyIPTables("") }}
+	return otherMode{remove: func() ([]string, error) { return removeIPTables("") }}
 }
 
 // clear is called when our rules are in force. It is tried again with each step.

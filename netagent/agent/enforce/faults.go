@@ -1,4 +1,4 @@
-package agent
+package enforce
 
 import (
 	"log/slog"
@@ -18,8 +18,8 @@ const (
 	isolatePatience = 5 * time.Second
 )
 
-// policyFaults keeps what is not in force as written. The zero value is ready.
-type policyFaults struct {
+// faultKeeper keeps what is not in force as written. The zero value is ready.
+type faultKeeper struct {
 	closed map[model.Key]bool // by us, because the kernel refused them
 	tried  time.Time
 	told   map[model.Key]policy.Fault
@@ -27,7 +27,7 @@ type policyFaults struct {
 }
 
 // retry opens closed policies again when it is time.
-func (f *policyFaults) retry(c *policy.Compiler, now time.Time) {
+func (f *faultKeeper) retry(c *policy.Compiler, now time.Time) {
 	if len(f.closed) == 0 || now.Sub(f.tried) < retryClosedPolicies {
 		return
 	}
@@ -40,7 +40,7 @@ func (f *policyFaults) retry(c *policy.Compiler, now time.Time) {
 	c.Reopen(list)
 }
 
-func (f *policyFaults) close(c *policy.Compiler, list []model.Key, why string) {
+func (f *faultKeeper) close(c *policy.Compiler, list []model.Key, why string) {
 	if f.closed == nil {
 		f.closed = map[model.Key]bool{}
 	}
@@ -53,7 +53,7 @@ func (f *policyFaults) close(c *policy.Compiler, list []model.Key, why string) {
 	c.Close(list, why)
 }
 
-func (f *policyFaults) open(c *policy.Compiler, list []model.Key) {
+func (f *faultKeeper) open(c *policy.Compiler, list []model.Key) {
 	for _, k := range list {
 		delete(f.closed, k)
 	}
@@ -62,7 +62,7 @@ func (f *policyFaults) open(c *policy.Compiler, list []model.Key) {
 
 // isolate closes the policies that the kernel refused, and writes the rest. What it cannot put right is the
 // error that it returns, and then it leaves all policies open, as they were.
-func (p *policies) isolate(delta policy.Delta, cause error) (changes []string, err error) {
+func (p *Enforcer) isolate(delta policy.Delta, cause error) (changes []string, err error) {
 	deadline := time.Now().Add(isolatePatience)
 	err = cause
 	var named []model.Key
@@ -106,7 +106,7 @@ func (p *policies) isolate(delta policy.Delta, cause error) (changes []string, e
 }
 
 // halve opens closed policies again, those of them that the kernel takes.
-func (p *policies) halve(list []model.Key, deadline time.Time) error {
+func (p *Enforcer) halve(list []model.Key, deadline time.Time) error {
 	if time.Now().After(deadline) {
 		return nil
 	}
@@ -131,13 +131,13 @@ func (p *policies) halve(list []model.Key, deadline time.Time) error {
 }
 
 // rewrite writes everything after a refusal.
-func (p *policies) rewrite() ([]string, error) {
+func (p *Enforcer) rewrite() ([]string, error) {
 	p.plane.Forget()
 	return p.plane.Write(p.compiler.Flush(), p.compiler.All)
 }
 
 // tell logs what of policies is not in force and what is again, and returns it as notes for people.
-func (f *policyFaults) tell(log *slog.Logger, now []policy.Fault) (notes []string) {
+func (f *faultKeeper) tell(log *slog.Logger, now []policy.Fault) (notes []string) {
 	is := map[model.Key]policy.Fault{}
 	changed := len(now) != len(f.told)
 	for _, x := range now {
