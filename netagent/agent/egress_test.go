@@ -274,6 +274,39 @@ func TestEgressIsRepaired(t *testing.T) {
 }
 
 // TestEgressFollowsNodes: a pod CIDR that comes is not masqueraded to any more, one that goes is.
+// TestEgressHarmDuringAWrite: what somebody flushes while the agent writes is put back too.
+func TestEgressHarmDuringAWrite(t *testing.T) {
+	for _, v := range ipt.Variants {
+		t.Run(string(v), func(t *testing.T) {
+			r := newEgressRun(t, egressPlanes["iptables-"+string(v)], egress.Config{Masquerade: true})
+			r.step() // where writes are not counted, a comparison that writes nothing
+			whole := r.rules()
+			plane := r.loop.plane.(*egressIPTables)
+			harmed := false
+			plane.restore = func(tool *ipt.Tool, input string) error {
+				err := tool.Restore(input)
+				if !harmed {
+					harmed = true
+					r.Exec(t, "iptables-"+string(v), "-t", "nat", "-F")
+				}
+				return err
+			}
+			r.Exec(t, "iptables-"+string(v), "-t", "nat", "-F")
+			for range 3 {
+				r.loop.took = 0 // repairs are not put off
+				r.step()
+			}
+			if got := r.rules(); !harmed || got != whole {
+				t.Errorf("the kernel holds\n%s\nand before\n%s", got, whole)
+			}
+			r.loop.took = 0
+			if last := r.loop.whole; len(r.step()) != 0 || r.loop.whole != last {
+				t.Error("what nobody changed is compared again")
+			}
+		})
+	}
+}
+
 func TestEgressFollowsNodes(t *testing.T) {
 	eachEgressPlane(t, func(t *testing.T, construct func(*egress.Rules) (egressPlane, error)) {
 		r := newEgressRun(t, construct, egress.Config{Masquerade: true})

@@ -246,12 +246,12 @@ func (s *services) replace() (reconcile.Outcome, error) {
 	if s.traffic != nil {
 		s.traffic.replaced(all)
 	}
-	s.settle(true)
+	s.settle()
 	if first { // ours is in force: what another mode left would translate twice
 		if err := s.sweep(); err != nil {
 			return reconcile.Outcome{}, err
 		}
-		s.settle(false)
+		s.settle()
 	}
 	s.whole = time.Now()
 	s.took = s.whole.Sub(begin)
@@ -293,14 +293,14 @@ func (s *services) apply() (reconcile.Outcome, error) {
 		if err := s.write(false, b, func() error { return s.dataplane.Apply(d) }); err != nil {
 			return reconcile.Outcome{}, err
 		}
-		s.settle(true)
+		s.settle()
 	}
 	if s.local != nil {
 		s.local.applied(d)
 	}
 	if s.traffic != nil && !d.Empty() {
 		s.traffic.applied(d)
-		s.settle(true)
+		s.settle()
 	}
 	for _, k := range d.Delete {
 		delete(s.frontends, k)
@@ -321,16 +321,11 @@ func (s *services) except(err error) error {
 	return err
 }
 
-// settle looks at the generation after a write of ours. One that is not counted must not look like
-// somebody else's; what others did during it, the next audit sees.
-func (s *services) settle(counted bool) {
-	if s.rules == nil {
-		return
-	}
-	foreign := s.rules.foreign
-	s.rules.look()
-	if !counted || s.rules.commits == nil {
-		s.rules.foreign = foreign
+// settle looks at the generation after a write of ours, so that it is not taken for somebody else's. What others
+// did during it is seen: services would be gone until the next audit.
+func (s *services) settle() {
+	if s.rules != nil {
+		s.rules.look()
 	}
 }
 

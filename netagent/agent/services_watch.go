@@ -53,7 +53,7 @@ func newRuleset(dp service.Dataplane) (*ruleset, error) {
 		if dp.variant == ipt.Legacy {
 			return dp.watchLegacy()
 		}
-		gone = dp.gone
+		commits, gone = dp.commits, dp.gone
 	default:
 		return nil, nil
 	}
@@ -73,11 +73,12 @@ func (p *iptablesPlane) watchLegacy() (*ruleset, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &ruleset{generation: tables.Sum, close: tables.Close}, nil
+	return &ruleset{generation: tables.Sum, gone: func() bool { return p.shrunk(tables) }, close: tables.Close}, nil
 }
 
-// look notes changes since the last look, except, where ours are counted, our own. When the kernel
-// does not answer, somebody may have changed something.
+// look notes changes since the last look, but for our own. Where these are not counted, every change may be
+// somebody else's, or hide one: so a write of ours is followed by a comparison, which writes nothing. When the kernel does
+// not answer, somebody may have changed something.
 func (r *ruleset) look() {
 	now, err := r.generation()
 	var made uint32
@@ -98,11 +99,12 @@ func (r *ruleset) trust() {
 }
 
 // repair returns what tells, after the next write, whether that has put right what somebody else changed.
-// Where our writes are not counted it says so whenever somebody else changed anything.
+// Where our writes are not counted it may have been what is new.
 func (r *ruleset) repair() func() bool {
 	foreign := r.foreign
 	if r.commits == nil {
-		return func() bool { return foreign }
+		before := r.known
+		return func() bool { return foreign && r.known != before }
 	}
 	before := r.commits()
 	return func() bool { return foreign && r.commits() != before }
@@ -172,6 +174,24 @@ func (p *iptablesPlane) gone(conn *nft.Conn) bool {
 		return slices.ContainsFunc(iptables.FrontendTables, func(table string) bool {
 			there, err := conn.HasRules(family, table, iptables.Entry)
 			return err == nil && !there
+		})
+	})
+}
+
+// commits counts our transactions.
+func (p *iptablesPlane) commits() (n uint32) {
+	for _, f := range p.families {
+		n += f.tool.Commits()
+	}
+	return n
+}
+
+// shrunk reports whether a table has less in it than what we have written there, as after "iptables -F".
+func (p *iptablesPlane) shrunk(tables *ipt.Watch) bool {
+	return slices.ContainsFunc(p.families, func(f *iptablesFamily) bool {
+		return slices.ContainsFunc(iptables.FrontendTables, func(table string) bool {
+			there, err := tables.Entries(f.ipv6, table)
+			return err == nil && there < f.renderer.Entries(table)
 		})
 	})
 }

@@ -35,6 +35,7 @@ type Tool struct {
 	restore, save string
 	variant       Variant
 	ipv6          bool
+	commits       uint32
 }
 
 // NFTables reports whether the tool keeps its rules in nftables, not in the kernel's older tables.
@@ -140,7 +141,30 @@ func (t *Tool) Counts(table string) (map[string]uint64, error) {
 
 // Restore loads input without touching chains that it does not name. Each table in it is taken as a
 // whole or not at all. A refusal is a *RestoreError.
-func (t *Tool) Restore(input string) error { return t.load(input, "--noflush", "-w", lockWait) }
+func (t *Tool) Restore(input string) error {
+	err := t.load(input, "--noflush", "-w", lockWait)
+	if err == nil {
+		t.commits += commitsOf(input)
+	}
+	return err
+}
+
+// Commits counts the tables that Restore has changed. With the variant nft each is a transaction, which raises
+// the generation of the kernel's rules by one. Of an input that was refused none counts, although some of its tables may
+// have been taken.
+func (t *Tool) Commits() uint32 { return t.commits }
+
+// commitsOf counts the tables in an input of which it says something.
+func commitsOf(input string) (n uint32) {
+	last := ""
+	for line := range strings.Lines(input) {
+		if line = strings.TrimSuffix(line, "\n"); line == "COMMIT" && !strings.HasPrefix(last, "*") {
+			n++
+		}
+		last = line
+	}
+	return n
+}
 
 // Test checks that the tool can parse input, without changing the kernel.
 func (t *Tool) Test(input string) error { return t.load(input, "--noflush", "--test", "-w", lockWait) }

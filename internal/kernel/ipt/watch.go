@@ -33,6 +33,9 @@ type info struct {
 	fields [13]uint32
 }
 
+// numEntries is the place of num_entries among them.
+const numEntries = 11
+
 // NewWatch returns a Watch for the families, of the network namespace it is called in. Close it.
 func NewWatch(families ...bool) (*Watch, error) {
 	w := &Watch{}
@@ -56,21 +59,42 @@ func (w *Watch) Sum() (uint32, error) {
 	sum := crc32.NewIEEE()
 	for _, s := range w.sockets {
 		for _, table := range slices.Concat(tables, optional, w.More) {
-			if !slices.Contains(tables, table) && !exists(s.level == unix.IPPROTO_IPV6, table) {
+			if !slices.Contains(tables, table) && !exists(s.ipv6(), table) {
 				continue
 			}
-			var i info
-			copy(i.name[:], table)
-			size := uint32(unsafe.Sizeof(i))
-			_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), uintptr(s.level), getInfo,
-				uintptr(unsafe.Pointer(&i)), uintptr(unsafe.Pointer(&size)), 0)
-			if errno != 0 {
-				return 0, fmt.Errorf("ask the kernel about the iptables table %s: %w", table, errno)
+			i, err := s.info(table)
+			if err != nil {
+				return 0, err
 			}
 			fmt.Fprintln(sum, table, i.fields)
 		}
 	}
 	return sum.Sum32(), nil
+}
+
+// Entries counts what a table of one family consists of: its rules, two entries for each chain that somebody made, and
+// few besides. It fails for a family that is not watched.
+func (w *Watch) Entries(ipv6 bool, table string) (int, error) {
+	for _, s := range w.sockets {
+		if s.ipv6() == ipv6 {
+			i, err := s.info(table)
+			return int(i.fields[numEntries]), err
+		}
+	}
+	return 0, fmt.Errorf("the iptables table %s is not watched", table)
+}
+
+func (s socket) ipv6() bool { return s.level == unix.IPPROTO_IPV6 }
+
+func (s socket) info(table string) (i info, err error) {
+	copy(i.name[:], table)
+	size := uint32(unsafe.Sizeof(i))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), uintptr(s.level), getInfo,
+		uintptr(unsafe.Pointer(&i)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return i, fmt.Errorf("ask the kernel about the iptables table %s: %w", table, errno)
+	}
+	return i, nil
 }
 
 // Close gives up the sockets.

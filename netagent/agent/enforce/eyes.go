@@ -19,8 +19,10 @@ type eyes struct {
 		entries() bool           // packets come to our chains
 		close()
 	}
-	sets *ipset.Conn
+	sets    *ipset.Conn
+	commits func() uint32 // by how much our writes have raised the number of rules; 0 where that is not known
 
+	made    uint32 // commits then
 	last    uint32
 	sizes   map[string]int // members that our sets have to have
 	foreign bool           // somebody changed something since trust
@@ -60,7 +62,7 @@ func (e *eyes) close() {
 func (e *eyes) look() {
 	number, err := e.rules.number()
 	if err != nil || number != e.last {
-		e.foreign, e.last = true, number
+		e.foreign, e.last, e.made = true, number, e.commits()
 		e.gone = e.gone || !e.rules.entries()
 	}
 	list, err := e.sets.List(iptables.SetPrefix)
@@ -78,14 +80,16 @@ func (e *eyes) look() {
 	e.gone = e.gone || there < len(e.sizes)
 }
 
-// trust takes everything up to now for written by us.
+// trust takes what was there at the last look, and what we wrote since, for right. What others did meanwhile stays
+// to be seen; where our writes are not counted, that may be any of them.
 func (e *eyes) trust(sizes map[string]int) {
 	e.sizes, e.foreign, e.gone = sizes, false, false
-	if number, err := e.rules.number(); err == nil {
-		e.last = number
-	} else {
-		e.foreign = true
+	number, err := e.rules.number()
+	commits := e.commits()
+	if err != nil || number-e.last != commits-e.made {
+		e.foreign, e.gone = true, !e.rules.entries()
 	}
+	e.last, e.made = number, commits
 }
 
 // nftEyes see the rules of the tools' variant nft.

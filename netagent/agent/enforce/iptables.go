@@ -101,12 +101,23 @@ func (p *iptablesPlane) open(bridged bool) (err error) {
 	if p.eyes, err = newEyes(p.variant, families); err != nil {
 		return err
 	}
+	p.eyes.commits = p.commits
 	p.state = iptables.NewState(families, p.options)
 	_, err = p.links.LinkByName(p.options.Bridge)
 	if bridged = bridged || err == nil; bridged && !link.HasBridgeFilter() {
 		return fmt.Errorf("policy mode iptables: pods on bridge %s could send past the policies: %w", p.options.Bridge, link.ErrNoBridgeFilter)
 	}
 	return nil
+}
+
+// commits counts our transactions, where these are what raises the number that the eyes see.
+func (p *iptablesPlane) commits() (n uint32) {
+	for _, f := range p.families {
+		if f.NFTables() {
+			n += f.Commits()
+		}
+	}
+	return n
 }
 
 // Name implements packetFilter.
@@ -173,7 +184,7 @@ func (p *iptablesPlane) Write(delta policy.Delta, all func() policy.Delta) (chan
 	}
 	foreign := p.eyes.foreign // not compared yet
 	p.eyes.trust(p.state.Sizes())
-	p.eyes.foreign = foreign
+	p.eyes.foreign = p.eyes.foreign || foreign
 	return changes, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/braidnet/braid/internal/kernel/ipt"
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
+	"github.com/braidnet/braid/netagent/agent/tools"
 	"github.com/braidnet/braid/netagent/policy"
 	"github.com/braidnet/braid/netagent/policy/nftables"
 )
@@ -101,6 +102,42 @@ func TestPolicyIPTables(t *testing.T) {
 
 // TestPolicyModesChange: while an agent in another mode, or with another variant of the tools, takes over, what is denied
 // is denied at every moment, and what is allowed is allowed but for a packet in thousands; of the mode before nothing is left.
+// TestHarmDuringAWrite: rules that somebody takes away while the agent writes are missed at once.
+func TestHarmDuringAWrite(t *testing.T) {
+	for _, v := range ipt.Variants {
+		for _, harm := range []string{" -F", " -F BRAIDPOL-FORWARD", " -D INPUT 1"} {
+			t.Run(string(v)+harm, func(t *testing.T) {
+				t.Parallel()
+				l := iptablesLab(t, v)
+				plane := l.plane.(*iptablesPlane)
+				for range 2 { // the second time where writes are not counted: a comparison that writes nothing
+					plane.whole = plane.whole.Add(-2 * time.Second)
+					l.mustStep()
+				}
+				if plane.eyes.look(); plane.eyes.foreign || plane.eyes.gone {
+					t.Errorf("our own writes look like others': %+v", plane.eyes)
+				}
+				harmed := false
+				plane.restore = func(tool *ipt.Tool, input string) error {
+					err := tool.Restore(input)
+					if !harmed {
+						harmed = true
+						l.node.Exec(t, "sh", "-c", "iptables-"+string(v)+harm)
+					}
+					return err
+				}
+				l.change(allowing("web", "b", "192.0.2.0/24"))
+				if !harmed || !plane.due(plane.whole.Add(max(Audit, tools.RepairShare*plane.took))) {
+					t.Fatalf("nobody looks at what was done during a write of ours: %+v", plane.eyes)
+				}
+				plane.whole = plane.whole.Add(-time.Minute / 2)
+				l.mustStep()
+				l.reaches(false, "after the repair")
+			})
+		}
+	}
+}
+
 func TestPolicyModesChange(t *testing.T) {
 	l := isolatedLab(t)
 	back := l.listen("a", "10.0.0.2:81")

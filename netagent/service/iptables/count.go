@@ -17,6 +17,16 @@ func (r *Renderer) Rules() map[string]Rules {
 	return out
 }
 
+// Entries is how much the kernel has of ours in a table: rules, and a head and an end for each chain.
+func (r *Renderer) Entries(table string) (n int) {
+	for id, rules := range r.have {
+		if id.table == table {
+			n += len(rules) + 2
+		}
+	}
+	return n
+}
+
 // recount counts what the kernel was found to have.
 func (r *Renderer) recount() {
 	r.total, r.last = map[string]int{}, map[string]int{}
