@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -19,18 +20,15 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// policyTable is the nftables table in which the agent has the policies of pods. Whoever is not in its
-// maps is cut off.
-const policyTable = "braid-policy"
-
 // policyPatience bounds the wait for the agent, which itself answers within five seconds.
 const policyPatience = 8 * time.Second
 
 // isolate tells the agent of a new pod and returns when its policies are in the
 // kernel. A pod that the agent does not know yet, or that comes while no agent
-// runs, is connected all the same: the kernel cuts it off until the agent lets
+// runs or answers, is connected all the same: the kernel cuts it off until the agent lets
 // it in. But when there is nothing in the kernel to cut it off, as after a
-// restart of the machine, it has to wait for the agent; and always where the
+// restart of the machine, or its address is still known there as that of a pod before, whose
+// policies it would get, it has to wait for the agent; and always where the
 // configuration says so.
 func isolate(conf *config, args *skel.CmdArgs, pod podID, host string, leases []ipam.Lease) error {
 	if conf.PolicySocket == "" || pod.name == "" {
@@ -44,8 +42,8 @@ func isolate(conf *config, args *skel.CmdArgs, pod podID, host string, leases []
 		return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("the agent on %s has not confirmed the policies of pod %s, and policyFirst makes it wait for that", conf.PolicySocket, pod.name), err.Error())
 	}
 	conf.Log.Warn("the agent has not confirmed the pod's policies", "pod", pod.name, "container", args.ContainerID, "err", err)
-	if guarded, gerr := policyInForce(leases); !guarded {
-		return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("no policy is in force on this node, and its agent does not answer on %s", conf.PolicySocket), errors.Join(err, gerr).Error())
+	if missing := cutOff(leases); missing != nil {
+		return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("%v, and the agent has not confirmed the policies of pod %s on %s", missing, pod.name, conf.PolicySocket), err.Error())
 	}
 	return nil
 }
@@ -79,42 +77,73 @@ func register(socket string, pod podID, host string, leases []ipam.Lease) error 
 	return nil
 }
 
-// policyInForce reports whether the kernel has policies for each family of the pod, as nftables or as iptables rules.
-func policyInForce(leases []ipam.Lease) (bool, error) {
+// cutOff is no error when the kernel refuses what is for the addresses or from them, by the policies of one kind, nftables or
+// iptables rules, that knows them of no pod.
+func cutOff(leases []ipam.Lease) error {
 	for _, l := range leases {
-		tables, err := policyTables(l.Addr.Is4())
-		if tables {
-			continue
+		known, err := policyTables(l.Addr)
+		if err != nil {
+			var other error
+			if known, other = policyChains(l.Addr); other != nil {
+				return fmt.Errorf("no policy is in force on this node (%w)", errors.Join(err, other))
+			}
 		}
-		chains, other := policyChains(l.Addr.Is4())
-		if !chains {
-			return false, errors.Join(err, other)
+		if known {
+			return fmt.Errorf("address %s still has the policies of a pod before", l.Addr)
 		}
 	}
-	return true, nil
+	return nil
 }
 
-func policyTables(ipv4 bool) (bool, error) {
+// policyTables asks the tables of policy whether they know an address as a pod's. It is an error when there are none.
+func policyTables(a netip.Addr) (known bool, err error) {
 	conn, err := tables.Open()
 	if err != nil {
 		return false, err
 	}
 	defer conn.Close()
 	family := desired.NFTIPv6
-	if ipv4 {
+	if a.Is4() {
 		family = desired.NFTIPv4
 	}
-	return conn.Exists(family, policyTable)
+	if _, err := conn.Comment(family, desired.PolicyTable); err != nil {
+		return false, err
+	}
+	for _, set := range []string{desired.PolicyEgress, desired.PolicyIngress} {
+		keys, err := conn.Keys(family, desired.PolicyTable, set)
+		if err != nil {
+			return false, err
+		}
+		known = known || slices.Contains(keys, string(a.AsSlice()))
+	}
+	return known, nil
 }
 
-// policyChains asks for the set that iptables rules of policy refer to, as long as nobody flushes them. That takes no
-// tool.
-func policyChains(ipv4 bool) (bool, error) {
+// policyChains asks the sets that iptables rules of policy refer to, as long as nobody flushes them. That takes no
+// tool. It is an error when no rule does.
+func policyChains(a netip.Addr) (known bool, err error) {
 	conn, err := ipset.Open()
 	if err != nil {
 		return false, err
 	}
 	defer conn.Close()
-	list, err := conn.List(xt.PolicySet(!ipv4))
-	return slices.ContainsFunc(list, func(x ipset.Info) bool { return x.References > 0 }), err
+	inForce := false
+	for _, prefix := range xt.PolicyPods(a.Is6()) {
+		list, err := conn.List(prefix)
+		if err != nil {
+			return false, err
+		}
+		for _, x := range list {
+			inForce = inForce || x.References > 0 && strings.HasPrefix(x.Name, xt.PolicySet(a.Is6()))
+			members, err := conn.Read(x.IPSet)
+			if err != nil {
+				return false, err
+			}
+			known = known || slices.ContainsFunc(members, func(m desired.IPSetMember) bool { return m.Prefix.Addr() == a })
+		}
+	}
+	if !inForce {
+		return false, errors.New("no rule refers to the sets of iptables mode")
+	}
+	return known, nil
 }

@@ -6,6 +6,14 @@ import (
 	"github.com/google/nftables/expr"
 )
 
+// Names by which the CNI plugin asks the kernel whether pods that nobody has told of are refused: the table of policy, and
+// the maps in it from a pod's address to what isolates it, by direction.
+const (
+	PolicyTable   = "braid-policy"
+	PolicyEgress  = "egress"
+	PolicyIngress = "ingress"
+)
+
 // NFTFamily is the packet family of an nftables table, by the kernel's NFPROTO number.
 type NFTFamily uint8
 

@@ -38,6 +38,15 @@ func Rule(words ...string) string {
 	return strings.Join(out, " ")
 }
 
+// PolicyPods begins the names of the ipsets with the addresses of pods whose policies are in force, by direction. A pod in
+// none of them is refused everything.
+func PolicyPods(ipv6 bool) []string {
+	if ipv6 {
+		return []string{"braid6-from-", "braid6-to-"}
+	}
+	return []string{"braid4-from-", "braid4-to-"}
+}
+
 // commentMax leaves room below the 255 characters that the kernel keeps.
 const commentMax = 200
 

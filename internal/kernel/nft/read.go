@@ -83,6 +83,24 @@ func (c *Conn) HasRules(family desired.NFTFamily, table, chain string) (has bool
 	return has, nil
 }
 
+// Keys lists the keys of a set or map of single values.
+func (c *Conn) Keys(family desired.NFTFamily, table, set string) (keys []string, err error) {
+	for range readTries {
+		var list []desired.NFTElement
+		if list, err = c.elements(family, table, set, false); errors.Is(err, errChanged) {
+			continue
+		}
+		for _, e := range list {
+			keys = append(keys, e.Key)
+		}
+		break
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s of table %s %s: %w", set, family, table, err)
+	}
+	return keys, nil
+}
+
 // Comment reads the comment of a table; an error for which errors.Is(err, unix.ENOENT) holds when there is none.
 func (c *Conn) Comment(family desired.NFTFamily, table string) (string, error) {
 	words, err := c.head(family, table)

@@ -172,6 +172,11 @@ func TestNamesFitTheKernel(t *testing.T) {
 		if want := xt.PolicySet(f.ipv6) + "a"; f.podsName(list{policy.Egress, ""}, "a") != want {
 			t.Errorf("the CNI plugin looks for %s", want)
 		}
+		for i, direction := range []policy.Direction{policy.Egress, policy.Ingress} {
+			if prefix := xt.PolicyPods(f.ipv6)[i]; !strings.HasPrefix(f.podsName(list{direction, id}, "a"), prefix) {
+				t.Errorf("the CNI plugin looks for %s", prefix)
+			}
+		}
 	}
 	if Ours("braid-x") || Ours("other") {
 		t.Error("others' sets are taken for ours")

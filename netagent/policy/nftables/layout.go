@@ -26,14 +26,14 @@ import (
 )
 
 // TableName is the name of our tables, one for each family.
-const TableName = "braid-policy"
+const TableName = desired.PolicyTable
 
 // Families lists the families that tables are made for.
 var Families = []desired.NFTFamily{desired.NFTIPv4, desired.NFTIPv6}
 
 // Names of maps and chains. Those that come and go have a word and an ID.
 const (
-	mapEgress, mapIngress = "egress", "ingress" // a pod's address → chain
+	mapEgress, mapIngress = desired.PolicyEgress, desired.PolicyIngress // a pod's address → chain
 	chainFromPods         = "from-pods"
 	chainToPods           = "to-pods"
 	chainToNode           = "to-node"
