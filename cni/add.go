@@ -92,7 +92,7 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 	back.push(func() error { _, err := store.Release(owner); return err })
 
 	name, mac := link.HostVethName(args.ContainerID, args.IfName), podMAC(conf, args)
-	back.push(func() error { _, err := antispoof.Remove(name); return err })
+	back.push(func() error { _, err := tables.Take(name, antispoof.Groups...); return err })
 	host, err := link.AddVeth(node, hostEnd(conf, bridge, link.Veth{
 		Host: name, Pod: args.IfName, PodMAC: mac, PodNS: pod.Fd(), MTU: conf.MTU, Mark: link.Mark{Pod: id.name},
 	}, leases))
@@ -208,7 +208,7 @@ func masquerade(back *undo, conf *config, owner tables.Owner, leases []ipam.Leas
 	if !conf.Options.Masquerade {
 		return nil
 	}
-	back.push(func() error { _, err := masq.Tables.Take(owner.Link); return err })
+	back.push(func() error { _, err := tables.Take(owner.Link, masq.Tables); return err })
 	if err := masq.Tables.Put(owner.Link, masq.Want(owner, addrsOf(leases), conf.network())); err != nil {
 		return fmt.Errorf("ipMasq: %w", err)
 	}

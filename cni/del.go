@@ -30,10 +30,6 @@ func del(args *skel.CmdArgs) error {
 func unplug(conf *config, node *link.Handle, owner ipam.Owner) error {
 	// An address is free only when nothing leads to it and nothing answers to it.
 	host := link.HostVethName(owner.ContainerID, owner.IfName)
-	ports, err := hostPorts(conf, node).Remove(host)
-	if err != nil {
-		return err
-	}
 	found, err := link.DeleteVeth(node, host)
 	if err != nil {
 		return err
@@ -41,10 +37,8 @@ func unplug(conf *config, node *link.Handle, owner ipam.Owner) error {
 	if err := link.DeleteIfb(node, link.IfbName(owner.ContainerID, owner.IfName)); err != nil {
 		return err
 	}
-	if _, err := antispoof.Remove(host); err != nil {
-		return err
-	}
-	if _, err := masq.Tables.Take(host); err != nil {
+	rules, err := hostPorts(conf, node).Remove(host, append(antispoof.Groups, masq.Tables)...)
+	if err != nil {
 		return err
 	}
 	freed, err := ipam.Open(conf.DataDir, conf.Name, conf.Log).Release(owner)
@@ -56,6 +50,6 @@ func unplug(conf *config, node *link.Handle, owner ipam.Owner) error {
 			conf.Log.Warn("the node's entry of a removed pod stays until it expires", "err", err)
 		}
 	}
-	conf.Log.Debug("removed", "attachment", owner, "host", host, "found", found, "host port rules", ports, "freed", freed)
+	conf.Log.Debug("removed", "attachment", owner, "host", host, "found", found, "rules", rules, "freed", freed)
 	return nil
 }

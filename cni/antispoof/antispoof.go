@@ -25,6 +25,9 @@ import (
 // TableName is the name of the table.
 const TableName = "braid-antispoof"
 
+// See tables.Seal.
+const layout, routedLayout4, routedLayout6 = "4434b925ee7dae8c", "2dec7712ea0662e9", "f9fe9b34af39dd02"
+
 const (
 	setLinks    = "guarded"
 	setSources4 = "ipv4-sources"
@@ -32,7 +35,7 @@ const (
 )
 
 // Tables is the table.
-var Tables = tables.Group{table()}
+var Tables = tables.Lazy(func() []desired.NFTTable { return []desired.NFTTable{table()} })
 
 // Numbers of protocols and messages.
 const (
@@ -66,9 +69,9 @@ func table() desired.NFTTable {
 	return tables.Seal(desired.NFTTable{
 		Family: desired.NFTBridge, Name: TableName,
 		Sets: []desired.NFTSet{
-			{Name: setLinks, Key: []desired.NFTType{desired.NFTIfName}, Comment: "host ends of pods' interfaces"},
-			{Name: setSources4, Key: []desired.NFTType{desired.NFTIfName, desired.NFTEtherAddr, desired.NFTIPv4Addr}, Comment: "what each may send from"},
-			{Name: setSources6, Key: []desired.NFTType{desired.NFTIfName, desired.NFTEtherAddr, desired.NFTIPv6Addr}, Comment: "what each may send from"},
+			{Name: setLinks, Expiring: true, Key: []desired.NFTType{desired.NFTIfName}, Comment: "host ends of pods' interfaces"},
+			{Name: setSources4, Expiring: true, Key: []desired.NFTType{desired.NFTIfName, desired.NFTEtherAddr, desired.NFTIPv4Addr}, Comment: "what each may send from"},
+			{Name: setSources6, Expiring: true, Key: []desired.NFTType{desired.NFTIfName, desired.NFTEtherAddr, desired.NFTIPv6Addr}, Comment: "what each may send from"},
 		},
 		Chains: []desired.NFTChain{
 			{Name: "prerouting", Hook: &desired.NFTHook{Type: "filter", Hook: hookPrerouting, Priority: beforeEverybody}, Rules: []desired.NFTRule{
@@ -92,7 +95,7 @@ func table() desired.NFTTable {
 				tables.Rule("a pod advertises only its own addresses", icmp(unix.IPPROTO_ICMPV6, neighborAdvert), tables.Key(link, mac, target), tables.NotIn(setSources6), drop),
 			}},
 		},
-	}, "anti-spoofing")
+	}, "anti-spoofing", layout)
 }
 
 // answers matches UDP from a port to a port: what a DHCP server tells clients (RFC 2131 §4.1, RFC 8415 §7.2). Relays,
@@ -117,7 +120,7 @@ func (p Pod) group() tables.Group {
 		return Tables
 	}
 	if _, err := sysctl.Get(sysctl.Forwarding(false)); errors.Is(err, os.ErrNotExist) {
-		return RoutedTables[:1] // a kernel without IPv6 has no table for it
+		return func() []desired.NFTTable { return RoutedTables()[:1] } // a kernel without IPv6 has no table for it
 	}
 	return RoutedTables
 }
@@ -169,17 +172,9 @@ func Guard(p Pod) error {
 	return err
 }
 
-// Remove forgets a link, which must be gone by then, since nobody guards it any more. It says how many
-// elements that were.
-func Remove(link string) (removed int, err error) {
-	for _, g := range []tables.Group{Tables, RoutedTables} {
-		n, err := g.Take(link)
-		if removed += n; err != nil {
-			return removed, err
-		}
-	}
-	return removed, nil
-}
+// Groups are all tables that a link may be guarded by. What it has there may be taken away (tables.Take) when the link is
+// gone, since nobody guards it any more then.
+var Groups = []tables.Group{Tables, RoutedTables}
 
 // Missing says what is not in the kernel of what Guard put there.
 func Missing(p Pod) (missing []string, err error) {

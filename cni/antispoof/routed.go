@@ -10,9 +10,11 @@ import (
 // RoutedTables are for pods without a bridge: `ip braid-antispoof` and `ip6 braid-antispoof`. What comes in by a link
 // has to be from an address that the node reaches by this link, and by no other: the pod's own. So there is nothing to
 // be known of a pod but its link. Addresses of the link layer mean nothing to anybody else there.
-var RoutedTables = tables.Group{routedTable(desired.NFTIPv4), routedTable(desired.NFTIPv6)}
+var RoutedTables = tables.Lazy(func() []desired.NFTTable {
+	return []desired.NFTTable{routedTable(desired.NFTIPv4, routedLayout4), routedTable(desired.NFTIPv6, routedLayout6)}
+})
 
-func routedTable(family desired.NFTFamily) desired.NFTTable {
+func routedTable(family desired.NFTFamily, layout string) desired.NFTTable {
 	icmp := func(protocol, kind byte) tables.Words {
 		return append(tables.Is(tables.Protocol, protocol), tables.Is(tables.Payload(expr.PayloadBaseTransportHeader, 0, 1), kind)...)
 	}
@@ -31,7 +33,7 @@ func routedTable(family desired.NFTFamily) desired.NFTTable {
 	}
 	return tables.Seal(desired.NFTTable{
 		Family: family, Name: TableName,
-		Sets: []desired.NFTSet{{Name: setLinks, Key: []desired.NFTType{desired.NFTIfName}, Comment: "host ends of routed pods' interfaces"}},
+		Sets: []desired.NFTSet{{Name: setLinks, Expiring: true, Key: []desired.NFTType{desired.NFTIfName}, Comment: "host ends of routed pods' interfaces"}},
 		Chains: []desired.NFTChain{
 			{Name: "prerouting", Hook: &desired.NFTHook{Type: "filter", Hook: hookPrerouting, Priority: beforeEverybody}, Rules: []desired.NFTRule{
 				tables.Rule("packets of pods", tables.Key(tables.Meta(expr.MetaKeyIIFNAME, 16)), tables.In(setLinks), tables.Goto("from-pod")),
@@ -40,7 +42,7 @@ func routedTable(family desired.NFTFamily) desired.NFTTable {
 				tables.Rule("from an address that is reached by the same link", wayBack(), accept),
 				tables.Rule("all else is not for a pod to send", drop))},
 		},
-	}, "anti-spoofing of routed pods")
+	}, "anti-spoofing of routed pods", layout)
 }
 
 // wayBack matches packets whose source is reached by the link they came in by.

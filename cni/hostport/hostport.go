@@ -18,8 +18,13 @@ import (
 // TableName is the name of the tables, one for each family.
 const TableName = "braid-hostports"
 
+// See tables.Seal.
+const layout4, layout6 = "260b35049c954749", "fcfe6eb6bd7312ad"
+
 // Tables are the tables.
-var Tables = tables.Group{families[desired.NFTIPv4].table(), families[desired.NFTIPv6].table()}
+var Tables = tables.Lazy(func() []desired.NFTTable {
+	return []desired.NFTTable{families[desired.NFTIPv4].table(layout4), families[desired.NFTIPv6].table(layout6)}
+})
 
 // Protocol is a transport protocol by its IP number.
 type Protocol uint8
@@ -97,7 +102,7 @@ type rule struct {
 func rules(mappings []Mapping, pod []netip.Addr) (out []rule, err error) {
 	for _, m := range mappings {
 		leads := false
-		for _, t := range Tables {
+		for _, t := range Tables() {
 			r, ok := families[t.Family].rule(m, pod)
 			if leads = leads || ok; ok && !slices.ContainsFunc(out, func(o rule) bool { return o.family == r.family && o.host == r.host }) {
 				out = append(out, r)

@@ -71,7 +71,7 @@ func TestTheFirstMappingOfAPortCounts(t *testing.T) {
 // TestElementsAreReadBack: what is in the kernel says what it is for, whatever the names are.
 func TestElementsAreReadBack(t *testing.T) {
 	for range 1000 {
-		f := Tables[rand.IntN(2)].Family
+		f := Tables()[rand.IntN(2)].Family
 		bytes := make([]byte, families[f].addr.Bytes*2)
 		for i := range bytes {
 			bytes[i] = byte(rand.IntN(256))

@@ -40,15 +40,15 @@ func (s *Store) Add(owner tables.Owner, mappings []Mapping, pod []netip.Addr) er
 	var gone []rule
 	err = Tables.Edit(func(have tables.Contents) (ops []desired.NFTOp, err error) {
 		gone = nil
-		for i := range Tables {
-			f := Tables[i].Family
+		for i, list := 0, Tables(); i < len(list); i++ {
+			f := list[i].Family
 			add := elements(owner, of(f, want))
 			keep, drop, err := without(have, f, func(e desired.NFTElement) (bool, error) { return yields(f, e, owner, add, s.Alive) })
 			if err != nil {
 				return nil, err
 			}
 			gone = append(gone, drop...)
-			ops = append(ops, have.Change(&Tables[i], append(keep, add...), len(add) > 0)...)
+			ops = append(ops, have.Change(&list[i], append(keep, add...), len(add) > 0)...)
 		}
 		return ops, nil
 	})
@@ -62,29 +62,18 @@ func (s *Store) Add(owner tables.Owner, mappings []Mapping, pod []netip.Addr) er
 	return nil
 }
 
-// Remove takes away every host port of a link and says how many elements that were. It is no error when there
-// are none.
-func (s *Store) Remove(link string) (removed int, err error) {
+// Remove takes away every host port of a link, and what it has in other tables, and says how many elements that were. It
+// is no error when there are none.
+func (s *Store) Remove(link string, others ...tables.Group) (removed int, err error) {
+	taken, err := tables.Take(link, append(others, Tables)...)
 	var gone []rule
-	err = Tables.Edit(func(have tables.Contents) (ops []desired.NFTOp, err error) {
-		gone = nil
-		for i := range Tables {
-			f := Tables[i].Family
-			keep, drop, _ := without(have, f, func(e desired.NFTElement) (bool, error) { return tables.OwnerOf(e).Link == link, nil })
-			gone = append(gone, drop...)
-			ops = append(ops, have.Change(&Tables[i], keep, false)...)
+	for _, t := range taken {
+		if r, ok := parse(t.Family, t.NFTElement); ok && t.Table == TableName {
+			gone = append(gone, r)
 		}
-		removed = len(ops)
-		return ops, nil
-	})
-	if errors.Is(err, tables.ErrNone) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
 	}
 	s.forget(gone, nil)
-	return removed, nil
+	return len(taken), err
 }
 
 // Missing says what is not in the kernel of what Add with the same arguments put there.
@@ -102,8 +91,8 @@ func (s *Store) Missing(owner tables.Owner, mappings []Mapping, pod []netip.Addr
 	if err != nil {
 		return nil, err
 	}
-	for i := range Tables {
-		t, f := &Tables[i], Tables[i].Family
+	for i, list := 0, Tables(); i < len(list); i++ {
+		t, f := &list[i], list[i].Family
 		mine := of(f, want)
 		if len(mine) == 0 {
 			continue

@@ -55,18 +55,18 @@ var families = map[desired.NFTFamily]family{
 func (f family) has(a netip.Addr) bool { return a.Is4() == (f.nft == desired.NFTIPv4) }
 
 // table is everything but the elements.
-func (f family) table() desired.NFTTable {
+func (f family) table(layout string) desired.NFTTable {
 	service := []desired.NFTType{desired.NFTInetProto, desired.NFTInetService}
 	pod := []desired.NFTType{f.addr, desired.NFTInetService}
 	t := desired.NFTTable{
 		Family: f.nft, Name: TableName, Chains: f.chains(),
 		Sets: []desired.NFTSet{
-			{Name: mapAddresses, Key: append([]desired.NFTType{f.addr}, service...), Value: pod, Comment: "host ports of one address of the node: pod"},
-			{Name: mapPorts, Key: service, Value: pod, Comment: "host ports of all addresses of the node: pod"},
-			{Name: setHairpins, Key: []desired.NFTType{f.addr, f.addr}, Comment: "pods that may reach themselves by a host port"},
+			{Name: mapAddresses, Expiring: true, Key: append([]desired.NFTType{f.addr}, service...), Value: pod, Comment: "host ports of one address of the node: pod"},
+			{Name: mapPorts, Expiring: true, Key: service, Value: pod, Comment: "host ports of all addresses of the node: pod"},
+			{Name: setHairpins, Expiring: true, Key: []desired.NFTType{f.addr, f.addr}, Comment: "pods that may reach themselves by a host port"},
 		},
 	}
-	return tables.Seal(t, "host ports")
+	return tables.Seal(t, "host ports", layout)
 }
 
 func (f family) chains() []desired.NFTChain {

@@ -14,6 +14,9 @@ import (
 // TableName is the name of the tables, one for each family.
 const TableName = "braid-masquerade"
 
+// See tables.Seal.
+const layout4, layout6 = "0d536908b33254d7", "07c066dbdc4f9bb8"
+
 const (
 	setPods = "pods"
 	setNear = "near"
@@ -23,9 +26,11 @@ const (
 )
 
 // Tables are the tables.
-var Tables = tables.Group{table(desired.NFTIPv4, desired.NFTIPv4Addr, 12, 16), table(desired.NFTIPv6, desired.NFTIPv6Addr, 8, 24)}
+var Tables = tables.Lazy(func() []desired.NFTTable {
+	return []desired.NFTTable{table(desired.NFTIPv4, desired.NFTIPv4Addr, 12, 16, layout4), table(desired.NFTIPv6, desired.NFTIPv6Addr, 8, 24, layout6)}
+})
 
-func table(family desired.NFTFamily, addr desired.NFTType, source, destination uint32) desired.NFTTable {
+func table(family desired.NFTFamily, addr desired.NFTType, source, destination uint32, layout string) desired.NFTTable {
 	from := tables.Payload(expr.PayloadBaseNetworkHeader, source, uint32(addr.Bytes))
 	out := tables.Meta(expr.MetaKeyOIFNAME, 16)
 	accept := tables.Verdict(expr.VerdictAccept)
@@ -38,8 +43,8 @@ func table(family desired.NFTFamily, addr desired.NFTType, source, destination u
 	return tables.Seal(desired.NFTTable{
 		Family: family, Name: TableName,
 		Sets: []desired.NFTSet{
-			{Name: setPods, Key: []desired.NFTType{addr}, Comment: "who is masqueraded"},
-			{Name: setNear, Key: []desired.NFTType{addr, desired.NFTIfName}, Comment: "and not where it leaves by this link, that of its own network"},
+			{Name: setPods, Expiring: true, Key: []desired.NFTType{addr}, Comment: "who is masqueraded"},
+			{Name: setNear, Expiring: true, Key: []desired.NFTType{addr, desired.NFTIfName}, Comment: "and not where it leaves by this link, that of its own network"},
 		},
 		Chains: []desired.NFTChain{{Name: "postrouting", Hook: &desired.NFTHook{Type: "nat", Hook: hookPostrouting, Priority: prioritySource}, Rules: []desired.NFTRule{
 			tables.Rule("to another pod", tables.Is(tables.Meta(expr.MetaKeyOIFNAME, 16), []byte(link.VethPrefix)...), accept),
@@ -47,7 +52,7 @@ func table(family desired.NFTFamily, addr desired.NFTType, source, destination u
 			tables.Rule("to many", multicast, accept),
 			tables.Rule("a pod, to elsewhere", tables.Key(from), tables.In(setPods), tables.Words{&expr.Masq{FullyRandom: true}}),
 		}}},
-	}, "masquerading of pods")
+	}, "masquerading of pods", layout)
 }
 
 // Want lists a pod's elements. The link is that of its network: the bridge, or empty for a routed pod.

@@ -6,10 +6,12 @@ package tables
 
 import (
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/nft"
@@ -57,12 +59,23 @@ func Of(link string, list []desired.NFTElement) (its, others []desired.NFTElemen
 // Same tells whether two elements are in each other's place.
 func Same(a, b desired.NFTElement) bool { return a.Set == b.Set && a.Key == b.Key }
 
-// Group is tables of one name, one for each of some families.
-type Group []desired.NFTTable
+// Group is tables of one name, one for each of some families. They are made when they are first needed: most calls
+// of the plugin do without most of them.
+type Group func() []desired.NFTTable
 
-// Seal writes into the comment of a table what it is for, and a digest of everything static, so that the
-// table of another version of Braid is recognised.
-func Seal(t desired.NFTTable, about string) desired.NFTTable {
+// Lazy is a Group.
+func Lazy(make func() []desired.NFTTable) Group { return sync.OnceValue(make) }
+
+// Seal writes into the comment of a table what it is for, and the digest of everything static, so that the
+// table of another version of Braid is recognised. The digest is written down where the table is, as making it
+// takes a tenth of an ADD; a test compares.
+func Seal(t desired.NFTTable, about, digest string) desired.NFTTable {
+	t.Comment = fmt.Sprintf("Braid %s, layout %s", about, digest)
+	return t
+}
+
+// Digest is what Seal is to be given: another one for whatever may matter in the sets, chains and rules of a table.
+func Digest(t desired.NFTTable) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%v %+v\n", t.Family, t.Sets)
 	for _, c := range t.Chains {
@@ -74,8 +87,7 @@ func Seal(t desired.NFTTable, about string) desired.NFTTable {
 			fmt.Fprintf(h, "# %s\n", r.Comment)
 		}
 	}
-	t.Comment = fmt.Sprintf("Braid %s, layout %x", about, h.Sum(nil)[:8])
-	return t
+	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
 // Damage says how the table in the kernel differs from the one we would make; empty when it does not. The
@@ -174,7 +186,7 @@ func Open() (*nft.Conn, error) {
 // Read reads the tables of a group.
 func (g Group) Read(conn *nft.Conn) (Contents, error) {
 	have := Contents{}
-	for _, t := range g {
+	for _, t := range g() {
 		c, err := conn.Read(t.Family, t.Name)
 		if err != nil {
 			return nil, err
@@ -213,14 +225,14 @@ func (g Group) Edit(work func(Contents) ([]desired.NFTOp, error)) error {
 			return err
 		}
 	}
-	return fmt.Errorf("nftables table %s: the ruleset changed %d times while it was edited: is something writing it without pause?", g[0].Name, editTries)
+	return fmt.Errorf("nftables table %s: the ruleset changed %d times while it was edited: is something writing it without pause?", g()[0].Name, editTries)
 }
 
 // Destroy removes the tables with everything in them, and says which there were.
 func (g Group) Destroy() (removed []string, err error) {
 	err = g.Edit(func(have Contents) (ops []desired.NFTOp, err error) {
 		removed = nil
-		for _, t := range g {
+		for _, t := range g() {
 			if have[t.Family] != nil {
 				ops = append(ops, desired.NFTOp{Verb: desired.NFTDeleteTable, Family: t.Family, Table: t.Name})
 				removed = append(removed, fmt.Sprintf("nftables table %s %s", t.Family, t.Name))

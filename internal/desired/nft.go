@@ -105,6 +105,7 @@ type NFTSet struct {
 	Value    []NFTType // none: a set; NFTVerdict: a verdict map
 	Interval bool      // elements are ranges of a single-type key
 	Counter  bool      // each element counts the packets that it is found for, and their bytes
+	Expiring bool      // elements stay until they are told to expire (NFTExpireElement) or are deleted
 	Dynamic  int       // elements come by rules and go by their timeouts: how many there may be; 0: they come by NFTOps
 }
 
@@ -141,6 +142,7 @@ const (
 	NFTAddSet                           // Set
 	NFTDeleteSet                        // Set (only its name counts)
 	NFTFlushChain                       // take out all rules of Chain
+	NFTExpireElement                    // Element (all of it) goes within milliseconds, and nobody waits for it; see nft.CanExpire
 	NFTOwnTable                         // take over a table that was made as Owned and whose owner is gone
 )
 
@@ -178,6 +180,8 @@ func (o NFTOp) String() string {
 		return fmt.Sprintf("delete set %s of %s", o.Set.Name, table)
 	case NFTAddElement:
 		return fmt.Sprintf("add element %x (%s) to %s of %s", o.Element.Key, o.Element.Comment, o.Element.Set, table)
+	case NFTExpireElement:
+		return fmt.Sprintf("expire element %x (%s) in %s of %s", o.Element.Key, o.Element.Comment, o.Element.Set, table)
 	case NFTDeleteElement:
 		return fmt.Sprintf("delete element %x (%s) from %s of %s", o.Element.Key, o.Element.Comment, o.Element.Set, table)
 	}

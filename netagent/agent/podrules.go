@@ -114,10 +114,7 @@ func (p *podRules) repair() (changes []string, err error) {
 	}
 	ports := hostport.Store{Log: p.log, Alive: p.alive}
 	for _, name := range dead {
-		_, err := ports.Remove(name)
-		_, err2 := antispoof.Remove(name)
-		_, err3 := masquerade.Tables.Take(name)
-		if err = errors.Join(err, err2, err3); err != nil {
+		if _, err := ports.Remove(name, append(antispoof.Groups, masquerade.Tables)...); err != nil {
 			return changes, err
 		}
 		changes = append(changes, "removed what belonged to "+name+": there is no such link")
@@ -131,8 +128,9 @@ func (p *podRules) repair() (changes []string, err error) {
 func (p *podRules) restore(g tables.Group) (changes []string, err error) {
 	err = g.Edit(func(have tables.Contents) (ops []desired.NFTOp, err error) {
 		changes = nil
-		for i := range g {
-			t, got := &g[i], have[g[i].Family]
+		list := g()
+		for i := range list {
+			t, got := &list[i], have[list[i].Family]
 			key := tableKey{t.Family, t.Name}
 			if got != nil && got.Comment != t.Comment {
 				delete(p.seen, key)

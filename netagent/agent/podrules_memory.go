@@ -40,7 +40,7 @@ func (p *podRules) recall() {
 	p.kept = data
 	for _, s := range list {
 		for _, g := range podTables {
-			for _, t := range g {
+			for _, t := range g() {
 				if t.Family == s.Family && t.Name == s.Name && t.Comment == s.Comment {
 					p.seen[tableKey{s.Family, s.Name}] = s.Elements
 				}
@@ -53,7 +53,7 @@ func (p *podRules) recall() {
 func (p *podRules) keep() error {
 	var list []seenTable
 	for _, g := range podTables {
-		for _, t := range g {
+		for _, t := range g() {
 			if elements, ok := p.seen[tableKey{t.Family, t.Name}]; ok {
 				list = append(list, seenTable{t.Family, t.Name, t.Comment, elements})
 			}

@@ -47,6 +47,12 @@ func (b *buffer) u32(kind uint16, v uint32) {
 	b.close(at)
 }
 
+func (b *buffer) u64(kind uint16, v uint64) {
+	at := b.open(kind)
+	*b = binary.BigEndian.AppendUint64(*b, v)
+	b.close(at)
+}
+
 func (b *buffer) nest(kind uint16) int { return b.open(kind | unix.NLA_F_NESTED) }
 
 func (b *buffer) open(kind uint16) int {

@@ -129,6 +129,8 @@ func (t *transaction) add(ops []desired.NFTOp) int {
 		t.buf.end(m)
 	case desired.NFTAddElement:
 		return t.elements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, ops)
+	case desired.NFTExpireElement: // of an element that is there already only the timeout is new
+		return t.elements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, ops)
 	case desired.NFTDeleteElement:
 		return t.elements(unix.NFT_MSG_DELSETELEM, 0, ops)
 	}
@@ -173,6 +175,9 @@ func (t *transaction) set(op []desired.NFTOp, s *desired.NFTSet) {
 	}
 	if s.Dynamic > 0 {
 		flags |= unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT
+	}
+	if s.Expiring {
+		flags |= unix.NFT_SET_TIMEOUT
 	}
 	t.buf.string(unix.NFTA_SET_TABLE, op[0].Table)
 	t.buf.string(unix.NFTA_SET_NAME, s.Name)
@@ -298,7 +303,7 @@ func (t *transaction) elements(kind, flags uint16, ops []desired.NFTOp) int {
 		if op.Verb != first.Verb || op.Family != first.Family || op.Table != first.Table || op.Element.Set != first.Element.Set {
 			break
 		}
-		t.element(op.Element, op.Verb == desired.NFTAddElement)
+		t.element(op.Element, op.Verb)
 	}
 	t.buf.close(list)
 	t.buf.end(at)
@@ -306,7 +311,8 @@ func (t *transaction) elements(kind, flags uint16, ops []desired.NFTOp) int {
 	return n
 }
 
-func (t *transaction) element(e *desired.NFTElement, full bool) {
+func (t *transaction) element(e *desired.NFTElement, verb desired.NFTVerb) {
+	full := verb != desired.NFTDeleteElement
 	n := t.buf.nest(unix.NFTA_LIST_ELEM)
 	t.data(unix.NFTA_SET_ELEM_KEY, e.Key)
 	switch {
@@ -320,6 +326,9 @@ func (t *transaction) element(e *desired.NFTElement, full bool) {
 		t.buf.close(d)
 	case full && e.Value != "":
 		t.data(unix.NFTA_SET_ELEM_DATA, e.Value)
+	}
+	if verb == desired.NFTExpireElement {
+		t.buf.u64(unix.NFTA_SET_ELEM_TIMEOUT, uint64(expireAfter.Milliseconds()))
 	}
 	if full && e.Comment != "" {
 		t.buf.bytes(unix.NFTA_SET_ELEM_USERDATA, udata(commentOfElement, e.Comment))

@@ -396,8 +396,8 @@ func FuzzDecode(f *testing.F) {
 	var b buffer
 	m := b.begin(1, 2, 3, 4, 5)
 	tx := &transaction{}
-	tx.element(&desired.NFTElement{Key: address(1), Value: num(1), Goto: "", Comment: "c"}, true)
-	tx.element(&desired.NFTElement{Key: num(1), Goto: "chain", End: num(2)}, true)
+	tx.element(&desired.NFTElement{Key: address(1), Value: num(1), Goto: "", Comment: "c"}, desired.NFTAddElement)
+	tx.element(&desired.NFTElement{Key: num(1), Goto: "chain", End: num(2)}, desired.NFTAddElement)
 	b = append(b, tx.buf...)
 	b.end(m)
 	f.Add([]byte(b))

@@ -145,30 +145,45 @@ func (c *Conn) read(family desired.NFTFamily, table string) (*desired.NFTContent
 	if err != nil {
 		return nil, fmt.Errorf("rules: %w", err)
 	}
+	flags, err := c.sets(family, table)
+	if err != nil {
+		return nil, err
+	}
+	for name := range flags {
+		got.Sets[name] = true
+	}
+	got.Elements, err = c.inSets(family, table, flags)
+	return got, err
+}
+
+// sets lists the sets of a table, with their flags.
+func (c *Conn) sets(family desired.NFTFamily, table string) (map[string]uint32, error) {
 	flags := map[string]uint32{}
-	err = c.query(unix.NFT_MSG_GETSET, unix.NLM_F_DUMP, family, []string{unix.NFTA_SET_TABLE: table}, func(a fields) {
+	err := c.query(unix.NFT_MSG_GETSET, unix.NLM_F_DUMP, family, []string{unix.NFTA_SET_TABLE: table}, func(a fields) {
 		if text(a.get(unix.NFTA_SET_TABLE)) == table {
-			name := text(a.get(unix.NFTA_SET_NAME))
-			got.Sets[name] = true
-			flags[name] = u32(a.get(unix.NFTA_SET_FLAGS))
+			flags[text(a.get(unix.NFTA_SET_NAME))] = u32(a.get(unix.NFTA_SET_FLAGS))
 		}
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sets: %w", err)
 	}
-	var changed error
-	for name := range got.Sets {
-		if flags[name]&unix.NFT_SET_EVAL != 0 {
+	return flags, nil
+}
+
+// inSets lists the elements of sets; errChanged with a list that may lack some.
+func (c *Conn) inSets(family desired.NFTFamily, table string, sets map[string]uint32) (all []desired.NFTElement, changed error) {
+	for name, flags := range sets {
+		if flags&unix.NFT_SET_EVAL != 0 {
 			continue // its elements are the packets' business, and may be very many
 		}
-		elements, err := c.elements(family, table, name, flags[name]&unix.NFT_SET_INTERVAL != 0)
+		elements, err := c.elements(family, table, name, flags&unix.NFT_SET_INTERVAL != 0)
 		if err != nil && !errors.Is(err, errChanged) {
 			return nil, fmt.Errorf("elements of %s: %w", name, err)
 		}
 		changed = cmp.Or(changed, err)
-		got.Elements = append(got.Elements, elements...)
+		all = append(all, elements...)
 	}
-	return got, changed
+	return all, changed
 }
 
 // mark is an element as the kernel lists it: of interval sets the start or the end of a range.
