@@ -215,6 +215,9 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 	if a.policies != nil {
 		wg.Go(func() { a.policies.Run(ctx, a.byName["policy"].Kick) })
 	}
+	if a.policies != nil || a.services != nil {
+		wg.Go(func() { nodeConnections.watch(ctx, a.log) })
+	}
 	if a.overlay != nil {
 		wg.Go(func() { a.overlay.Watch(ctx, a.byName["overlay"].Kick) })
 		if p := a.overlay.paths; p != nil {
@@ -349,6 +352,10 @@ func (a *Agent) fullReport() status.Report {
 			s.Notes = slices.Concat(s.Notes, a.services.notes())
 		case s.Name == "overlay" && a.overlay.paths != nil:
 			s.Notes = slices.Concat(s.Notes, a.overlay.paths.notes())
+		case s.Name == "conntrack" || s.Name == "policy-flows" && a.services == nil:
+			if alarm := nodeConnections.alarm(); alarm != "" {
+				s.Notes = slices.Concat(s.Notes, []string{alarm})
+			}
 		}
 	}
 	return r

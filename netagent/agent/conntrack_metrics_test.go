@@ -21,7 +21,7 @@ func TestConntrackTable(t *testing.T) {
 			t.Errorf("%q: %d", text, n)
 		}
 	}
-	if n := testutil.CollectAndCount(conntrackTable{conntrackStatistics}); n != 3 {
+	if n := testutil.CollectAndCount(nodeConnections); n != 3 {
 		t.Errorf("this machine's table gives %d numbers of 3", n)
 	}
 }

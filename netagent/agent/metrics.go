@@ -77,7 +77,7 @@ func (a *Agent) registry() *prometheus.Registry {
 		r.MustRegister(a.policies)
 	}
 	if a.policies != nil || a.services != nil {
-		r.MustRegister(conntrackTable{conntrackStatistics})
+		r.MustRegister(nodeConnections)
 	}
 	r.MustRegister(collector{a}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r

@@ -26,6 +26,8 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"rules":     cmdRules,
 	"cuts":      cmdCuts,
 	"race":      cmdRace,
+	"crowd":     cmdCrowd,
+	"uncrowd":   cmdUncrowd,
 	"leaks":     cmdLeaks,
 	"fill":      cmdFill,
 	"restart":   cmdRestart,
