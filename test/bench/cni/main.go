@@ -16,11 +16,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // options are the flags.
@@ -97,12 +96,7 @@ func compare(o *options) (err error) {
 	if err := o.build(); err != nil {
 		return err
 	}
-	var u unix.Utsname
-	_ = unix.Uname(&u) // it cannot fail with a valid address
-	load, _ := os.ReadFile("/proc/loadavg")
-	before, _, _ := strings.Cut(string(load), " ")
-	fmt.Printf("%s; Linux %s; %d processors; load average at the start %s; %d pods one after the other, then %d at once, %d times\n",
-		time.Now().UTC().Format("2 January 2006 15:04 MST"), unix.ByteSliceToString(u.Release[:]), runtime.NumCPU(), before, o.rounds, o.burst, o.bursts)
+	fmt.Printf("%s; %d pods one after the other, then %d at once, %d times\n", rig.Facts(), o.rounds, o.burst, o.bursts)
 	for _, ports := range []bool{false, true} {
 		all := []*subject{{name: "bridge, host-local, portmap", plugins: reference}, {name: "braid", plugins: ours},
 			{name: "braid, routed", plugins: func(dir string) []any { return routed(ours(dir)) }}}
@@ -150,8 +144,8 @@ func printTable(all []*subject, ports bool) {
 	for _, s := range all {
 		fmt.Printf("| %s |", s.name)
 		for k := range s.times {
-			p50, p99 := percentile(s.times[k], 50), percentile(s.times[k], 99)
-			fmt.Printf(" %.1f, %.1f (%.2f, %.2f) |", ms(p50), ms(p99), float64(p50)/float64(percentile(all[0].times[k], 50)), float64(p99)/float64(percentile(all[0].times[k], 99)))
+			p50, p99 := rig.Percentile(s.times[k], 50), rig.Percentile(s.times[k], 99)
+			fmt.Printf(" %.1f, %.1f (%.2f, %.2f) |", ms(p50), ms(p99), float64(p50)/float64(rig.Percentile(all[0].times[k], 50)), float64(p99)/float64(rig.Percentile(all[0].times[k], 99)))
 		}
 		fmt.Println()
 	}

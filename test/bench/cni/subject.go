@@ -7,14 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
-	"github.com/vishvananda/netlink"
 
 	"github.com/braidnet/braid/internal/kernel/netns"
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // Of what there are times.
@@ -76,17 +75,10 @@ func (s *subject) start(o *options, ports bool) (err error) {
 		return err
 	}
 	s.cni = libcni.NewCNIConfigWithCacheDir([]string{o.dir}, filepath.Join(dir, "cache"), nil)
-	if s.node, err = netns.New(); err != nil {
+	if err := rig.Namespaces(&s.node); err != nil {
 		return err
 	}
-	return s.node.Do(func() error {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		return errors.Join(netlink.LinkSetUp(lo), os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0),
-			os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0))
-	})
+	return s.node.Do(rig.Router)
 }
 
 func (s *subject) stop() { _ = s.node.Close() }
@@ -175,9 +167,4 @@ func (s *subject) burst(ctx context.Context, n int) error {
 		return err
 	}
 	return together(func(p *pod) error { return s.del(ctx, p, delAtOnce) })
-}
-
-func percentile(list []time.Duration, p int) time.Duration {
-	sorted := slices.Sorted(slices.Values(list))
-	return sorted[(len(sorted)-1)*p/100]
 }

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // flood asks every server for names of the cluster, a thousand a second, while somebody else asks for as
@@ -44,7 +46,7 @@ func flood(ctx context.Context, o *options, all []*server, out io.Writer) error 
 			return fmt.Errorf("%s: %w, %w", s.name, err, werr)
 		}
 		_, peak := s.memory()
-		fmt.Fprintf(out, "| %s | %.1f %% | %s, %s | %d, %d |\n", s.name, 100*float64(len(list))/(rate*o.span.Seconds()), short(at(list, 50)), short(at(list, 99)), before, peak)
+		fmt.Fprintf(out, "| %s | %.1f %% | %s, %s | %d, %d |\n", s.name, 100*float64(len(list))/(rate*o.span.Seconds()), rig.Short(rig.Percentile(list, 50)), rig.Short(rig.Percentile(list, 99)), before, peak)
 	}
 	return nil
 }

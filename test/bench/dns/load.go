@@ -10,13 +10,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // result is one run.
@@ -67,7 +65,7 @@ func (w *workload) measure(ctx context.Context, o *options, all []*server, out i
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
-		fmt.Fprintf(out, "| %s | %.0f | %.0f | %s | %s | %s, %s |\n", s.name, rate, per, ratio(per, stock), ratio(per, bare), short(at(delays, 50)), short(at(delays, 99)))
+		fmt.Fprintf(out, "| %s | %.0f | %.0f | %s | %s | %s, %s |\n", s.name, rate, per, ratio(per, stock), ratio(per, bare), rig.Short(rig.Percentile(delays, 50)), rig.Short(rig.Percentile(delays, 99)))
 	}
 	return nil
 }
@@ -79,15 +77,13 @@ func ratio(a, b float64) string {
 	return fmt.Sprintf("%.2f×", a/b)
 }
 
-func short(d time.Duration) string { return fmt.Sprintf("%.3g ms", d.Seconds()*1000) }
-
+// median of a figure of several runs.
 func median(list []result, of func(result) float64) float64 {
 	values := make([]float64, len(list))
 	for i, r := range list {
 		values[i] = of(r)
 	}
-	slices.Sort(values)
-	return (values[len(values)/2] + values[(len(values)-1)/2]) / 2
+	return rig.Percentile(values, 50)
 }
 
 func (w *workload) dnsperf(ctx context.Context, s *server, file string, span time.Duration, more ...string) *exec.Cmd {
@@ -141,8 +137,8 @@ func (w *workload) ask(ctx context.Context, s *server, file string, span time.Du
 	return r, nil
 }
 
-// latencies asks at a rate and returns in seconds how long answers took, the shortest first.
-func (w *workload) latencies(ctx context.Context, s *server, file string, span time.Duration, rate float64) ([]float64, error) {
+// latencies asks at a rate and returns how long answers took.
+func (w *workload) latencies(ctx context.Context, s *server, file string, span time.Duration, rate float64) ([]time.Duration, error) {
 	cmd := w.dnsperf(ctx, s, file, span, "-q", "1000", "-v", "-Q", strconv.Itoa(max(1, int(rate))))
 	text, err := cmd.Output()
 	if err != nil {
@@ -155,40 +151,29 @@ func (w *workload) latencies(ctx context.Context, s *server, file string, span t
 	return list, err
 }
 
-// delays reads from dnsperf's output (with -v) how long answers took, in seconds, the shortest first.
-func delays(text []byte) (list []float64, err error) {
+// delays reads from dnsperf's output (with -v) how long answers took.
+func delays(text []byte) (list []time.Duration, err error) {
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	for lines.Scan() {
 		f := strings.Fields(lines.Text()) // > NOERROR name type seconds
 		if len(f) == 5 && f[0] == ">" {
 			if v, err := strconv.ParseFloat(f[4], 64); err == nil {
-				list = append(list, v)
+				list = append(list, time.Duration(v*float64(time.Second)))
 			}
 		}
 	}
-	slices.Sort(list)
 	return list, lines.Err()
 }
 
-// at is a percentile of sorted seconds.
-func at(list []float64, p int) time.Duration {
-	return time.Duration(list[(len(list)-1)*p/100] * float64(time.Second))
-}
-
-// printFacts says on what the figures were taken.
-func printFacts(w io.Writer, o *options) {
-	var u unix.Utsname
-	_ = unix.Uname(&u) // it cannot fail with a valid address
-	load, _ := os.ReadFile("/proc/loadavg")
-	fmt.Fprintf(w, "%s; Linux %s; %d processors; load average at the start %s; %d services with %d endpoints each; medians of %d runs of %v\n",
-		time.Now().UTC().Format("2 January 2006 15:04 MST"), unix.ByteSliceToString(u.Release[:]), runtime.NumCPU(),
-		strings.Join(strings.Fields(string(load))[:1], ""), o.services, o.endpoints, o.rounds, o.span)
+// facts says on what the figures were taken.
+func (o *options) facts() string {
+	return fmt.Sprintf("%s; %d services with %d endpoints each; medians of %d runs of %v", rig.Facts(), o.services, o.endpoints, o.rounds, o.span)
 }
 
 func printStarts(w io.Writer, all []*server) {
 	fmt.Fprint(w, "\n### Start and memory\n\n| | first answer after | resident, MiB | at its highest |\n|---|---|---|---|\n")
 	for _, s := range all {
 		now, peak := s.memory()
-		fmt.Fprintf(w, "| %s | %s | %d | %d |\n", s.name, short(s.opened), now, peak)
+		fmt.Fprintf(w, "| %s | %s | %d | %d |\n", s.name, rig.Short(s.opened), now, peak)
 	}
 }

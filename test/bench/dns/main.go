@@ -146,7 +146,7 @@ func run(ctx context.Context, o *options) (err error) {
 			s.stop()
 		}
 	}()
-	printFacts(os.Stdout, o)
+	fmt.Println(o.facts())
 	for _, s := range subjects(o) {
 		if !o.subjects.MatchString(s.name) {
 			continue

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // The playground of nodeLocal: the asker and one responder are pods of n1, the other is one of n2, and a
@@ -58,7 +61,7 @@ var places = []struct{ name, node, address, text string }{
 
 // path is what one run says about the way to a server and back.
 type path struct {
-	delays  []float64     // seconds, the shortest first
+	delays  []time.Duration
 	busy    time.Duration // processor time of the whole machine per question
 	entries [2]int        // that connection tracking has more of, on n1 and n2
 }
@@ -108,7 +111,7 @@ func nodeLocal(ctx context.Context, o *options, out io.Writer) (err error) {
 		}
 		defer func() { _ = server.Process.Signal(unix.SIGTERM); _ = server.Wait() }() // it may have ended
 	}
-	printFacts(out, o)
+	fmt.Fprintln(out, o.facts())
 	results := map[string][]path{}
 	for range o.rounds {
 		for _, p := range places {
@@ -122,9 +125,9 @@ func nodeLocal(ctx context.Context, o *options, out io.Writer) (err error) {
 	fmt.Fprintf(out, "\n### The way to a server, %d questions per second from %d sockets\n\n| | p50, p99 | processor time of the machine per question | entries of connection tracking per socket, there and on the other node |\n|---|---|---|---|\n", perSecond, askers)
 	for _, p := range places {
 		list := results[p.name]
-		slices.SortFunc(list, func(a, b path) int { return int(at(a.delays, 50) - at(b.delays, 50)) })
+		slices.SortFunc(list, func(a, b path) int { return cmp.Compare(rig.Percentile(a.delays, 50), rig.Percentile(b.delays, 50)) })
 		r := list[len(list)/2]
-		fmt.Fprintf(out, "| %s | %s, %s | %.1f µs | %.1f, %.1f |\n", p.text, short(at(r.delays, 50)), short(at(r.delays, 99)),
+		fmt.Fprintf(out, "| %s | %s, %s | %.1f µs | %.1f, %.1f |\n", p.text, rig.Short(rig.Percentile(r.delays, 50)), rig.Short(rig.Percentile(r.delays, 99)),
 			float64(r.busy)/1000, float64(r.entries[0])/askers, float64(r.entries[1])/askers)
 	}
 	return nil

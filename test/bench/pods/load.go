@@ -5,10 +5,11 @@ import (
 	"errors"
 	"io"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // Ports of the second pod: one that takes everything in, one that sends it back, one that counts datagrams.
@@ -206,6 +207,5 @@ func (w *world) pingPong(length time.Duration) (float64, error) {
 		}
 		list = append(list, time.Since(sent))
 	}
-	slices.Sort(list)
-	return float64(list[len(list)/2].Nanoseconds()) / 1000, nil
+	return float64(rig.Percentile(list, 50).Nanoseconds()) / 1000, nil
 }

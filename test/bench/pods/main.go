@@ -148,7 +148,7 @@ func compare(o *options) error {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
-	printFacts(os.Stdout, o)
+	fmt.Println(o.facts())
 	for round := range o.rounds {
 		for i, w := range worlds {
 			for _, m := range measures {

@@ -3,13 +3,10 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
-	"runtime"
 	"slices"
 	"strings"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // table gathers figures: all of one measure of one subject.
@@ -29,11 +26,11 @@ func (t *table) add(subject, measure string, v float64) {
 
 // median of one figure, with the smallest and the largest; ok is false when it was not taken.
 func (t *table) median(subject, measure string) (mid, low, high float64, ok bool) {
-	list := slices.Sorted(slices.Values(t.values[[2]string{subject, measure}]))
+	list := t.values[[2]string{subject, measure}]
 	if len(list) == 0 {
 		return 0, 0, 0, false
 	}
-	return list[len(list)/2], list[0], list[len(list)-1], true
+	return rig.Percentile(list, 50), slices.Min(list), slices.Max(list), true
 }
 
 // print writes one row for each subject, each figure as median and range, and what it is of the first
@@ -61,21 +58,17 @@ func (t *table) print(w io.Writer) {
 	}
 }
 
-// printFacts says on what the figures were taken.
-func printFacts(w io.Writer, o *options) {
-	var u unix.Utsname
-	_ = unix.Uname(&u) // it cannot fail with a valid address
-	load, _ := os.ReadFile("/proc/loadavg")
-	fmt.Fprintf(w, "%s; Linux %s; %d processors; load average at the start %s; medians of %d rounds of %s (smallest–largest; times the first row)",
-		time.Now().UTC().Format("2 January 2006 15:04 MST"), unix.ByteSliceToString(u.Release[:]), runtime.NumCPU(), strings.Fields(string(load))[0], o.rounds, o.length)
+// facts says on what the figures were taken.
+func (o *options) facts() string {
+	text := fmt.Sprintf("%s; medians of %d rounds of %s (smallest–largest; times the first row)", rig.Facts(), o.rounds, o.length)
 	if o.underlay == 6 {
-		fmt.Fprint(w, "; over IPv6")
+		text += "; over IPv6"
 	}
 	if o.offUDP {
-		fmt.Fprint(w, "; the wire splits UDP")
+		text += "; the wire splits UDP"
 	}
 	if o.offTCP {
-		fmt.Fprint(w, "; the wire splits TCP")
+		text += "; the wire splits TCP"
 	}
-	fmt.Fprintln(w)
+	return text
 }

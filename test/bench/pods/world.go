@@ -7,9 +7,8 @@ import (
 	"os/exec"
 	"strconv"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/braidnet/braid/internal/kernel/netns"
+	"github.com/braidnet/braid/test/bench/rig"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,7 +18,6 @@ func other(n int) int { return 3 - n }
 type addresses struct {
 	family  string // as ip(8) wants it
 	wide    int    // bits of an address
-	forward string // what makes a node a router
 	node    string // formats of node and pod number n; the last with a prefix
 	link    int    // bits of the prefix that both nodes are in
 	pod, gw string
@@ -27,8 +25,8 @@ type addresses struct {
 }
 
 var families = map[int]addresses{
-	4: {"-4", 32, "net/ipv4/ip_forward", "192.168.77.%d", 24, "10.244.%d.5", "10.244.%d.1", "10.244.%d.0/24"},
-	6: {"-6", 128, "net/ipv6/conf/all/forwarding", "fd77::%d", 64, "fd44:0:0:%d::5", "fd44:0:0:%d::1", "fd44:0:0:%d::/64"},
+	4: {"-4", 32, "192.168.77.%d", 24, "10.244.%d.5", "10.244.%d.1", "10.244.%d.0/24"},
+	6: {"-6", 128, "fd77::%d", 64, "fd44:0:0:%d::5", "fd44:0:0:%d::1", "fd44:0:0:%d::/64"},
 }
 
 func (a addresses) nodeIP(n int) string  { return fmt.Sprintf(a.node, n) }
@@ -54,13 +52,8 @@ func newWorld(s subject, o *options) (w *world, err error) {
 		return w, err
 	}
 	for i := range w.nodes {
-		for _, ns := range []**netns.NS{&w.nodes[i], &w.pods[i]} {
-			if *ns, err = netns.New(); err != nil {
-				return w, err
-			}
-			if err := run(*ns, "ip", "link", "set", "lo", "up"); err != nil {
-				return w, err
-			}
+		if err := rig.Namespaces(&w.nodes[i], &w.pods[i]); err != nil {
+			return w, err
 		}
 	}
 	if err := w.wire(o); err != nil {
@@ -85,14 +78,12 @@ func newWorld(s subject, o *options) (w *world, err error) {
 
 // wire joins the nodes.
 func (w *world) wire(o *options) error {
-	err := w.nodes[0].Do(func() error {
-		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0", MTU: 1500}, PeerName: "eth0", PeerNamespace: netlink.NsFd(w.nodes[1].Fd())})
-	})
+	err := rig.Join(w.nodes[0], "eth0", w.nodes[1])
 	for n := 1; n <= 2 && err == nil; n++ {
 		ns := w.nodes[n-1]
 		err = errors.Join(
 			w.addr(ns, fmt.Sprintf("%s/%d", w.nodeIP(n), w.link), "eth0"), run(ns, "ip", "link", "set", "eth0", "up"),
-			run(ns, "sh", "-c", "echo 1 >/proc/sys/"+w.forward))
+			ns.Do(rig.Router))
 		if o.offUDP && err == nil {
 			err = ns.Do(func() error { return switchOff("eth0", "tx-udp-segmentation") })
 		}
@@ -106,9 +97,7 @@ func (w *world) wire(o *options) error {
 // pod makes the pod of node n, reached by a veth pair and a host route.
 func (w *world) pod(n int) error {
 	node, pod := w.nodes[n-1], w.pods[n-1]
-	err := node.Do(func() error {
-		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "pod0", MTU: 1500}, PeerName: "eth0", PeerNamespace: netlink.NsFd(pod.Fd())})
-	})
+	err := rig.Join(node, "pod0", pod)
 	err = errors.Join(err,
 		run(node, "ip", "link", "set", "pod0", "up"), w.addr(node, w.host(w.gateway(n)), "pod0"), run(node, "ip", w.family, "route", "add", w.podIP(n), "dev", "pod0"),
 		run(pod, "ip", "link", "set", "eth0", "up"), w.addr(pod, w.host(w.podIP(n)), "eth0"),
@@ -158,12 +147,6 @@ func (w *world) close() {
 		_ = c.Process.Signal(unix.SIGTERM)
 		_ = c.Wait()
 	}
-	for i := range w.nodes {
-		for _, ns := range []*netns.NS{w.nodes[i], w.pods[i]} {
-			if ns != nil {
-				_ = ns.Close()
-			}
-		}
-	}
+	rig.Close(append(w.nodes[:], w.pods[:]...)...)
 	_ = os.RemoveAll(w.dir)
 }

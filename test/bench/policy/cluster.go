@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/braidnet/braid/test/bench/bulkapi"
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // shape is the size of a cluster.
@@ -89,9 +90,9 @@ func (c *cluster) client(role string) *corev1.Pod {
 
 // pod is pod i; the first are the node's.
 func (c *cluster) pod(i int) *corev1.Pod {
-	node, ip := fmt.Sprintf("node-%d", i%200), offset(farRange, 1+i)
+	node, ip := fmt.Sprintf("node-%d", i%200), rig.Offset(farRange, 1+i)
 	if i < c.local {
-		node, ip = nodeName, offset(podCIDR, 4+i)
+		node, ip = nodeName, rig.Offset(podCIDR, 4+i)
 	}
 	return podObject(namespaceName(i), fmt.Sprintf("pod-%d", i), node, ip, uid('p', i), map[string]string{
 		"app": appName(i / namespaces), "pod-template-hash": "5d4f8c7b6d", "app.kubernetes.io/part-of": "bench"})

@@ -13,6 +13,7 @@ import (
 	"github.com/braidnet/braid/internal/kernel/netns"
 	"github.com/braidnet/braid/test/bench/bulkapi"
 	"github.com/braidnet/braid/test/bench/process"
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // run is one subject in one world.
@@ -150,7 +151,7 @@ func (r *run) change(trials int) (changes, error) {
 // appear makes a pod on another node whose role is allowed, and lets it go again.
 func (r *run) appear(out changes) error {
 	r.cluster.next++
-	ip := offset(farRange, 1<<22+r.cluster.next)
+	ip := rig.Offset(farRange, 1<<22+r.cluster.next)
 	pod := podObject(home, fmt.Sprintf("new-%d", r.cluster.next), "node-7", ip, uid('q', r.cluster.next), map[string]string{"app": "client", "role": "yes"})
 	event := time.Now()
 	if err := r.world.api.Put(pod); err != nil {

@@ -8,11 +8,13 @@ import (
 	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // measure prints a table for each part and size.
 func measure(ctx context.Context, o *options) error {
-	printFacts(os.Stdout)
+	fmt.Println(rig.Facts("nft", "iptables"))
 	var all []subject
 	for _, s := range subjects(o) {
 		if !o.subjects.MatchString(s.name) {
@@ -109,8 +111,8 @@ func (o *options) cost(ctx context.Context, s subject, t *table) error {
 		if err == nil {
 			err = r.compare(o.rounds, func(what string, bare, here []time.Duration) {
 				for _, p := range []int{50, 99} {
-					b, h := percentile(bare, p), percentile(here, p)
-					t.set(s.name, fmt.Sprintf("%s, %s, p%d", what, at.name, p), fmt.Sprintf("%s (%+.1f µs)", short(h), (h-b).Seconds()*1e6))
+					b, h := rig.Percentile(bare, p), rig.Percentile(here, p)
+					t.set(s.name, fmt.Sprintf("%s, %s, p%d", what, at.name, p), fmt.Sprintf("%s (%+.1f µs)", rig.Short(h), (h-b).Seconds()*1e6))
 				}
 			})
 		}

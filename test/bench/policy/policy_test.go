@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // TestAwait: the probe finds when the server can be reached and when not, whether it is refused or silent, from a pod
@@ -19,7 +20,7 @@ func TestAwait(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.close()
-	far := offset(farRange, 77)
+	far := rig.Offset(farRange, 77)
 	check := func(when string, allowed bool) {
 		t.Helper()
 		if _, err := await(w.client, clientAddr, serverAddr, allowed, 30*time.Second, nil); err != nil {

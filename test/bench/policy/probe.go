@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/braidnet/braid/internal/kernel/netns"
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 var errLimit = errors.New("time limit")
@@ -36,7 +37,7 @@ func await(from *netns.NS, source, to netip.Addr, allowed bool, limit time.Durat
 			default:
 			}
 			begin := time.Now()
-			_, err := connect(source, to, patience)
+			_, err := rig.Connect(source, netip.AddrPortFrom(to, podPort), patience)
 			switch {
 			case err == nil && allowed, !allowed && refused(err):
 				at = begin
@@ -61,35 +62,6 @@ func await(from *netns.NS, source, to netip.Addr, allowed bool, limit time.Durat
 
 func refused(err error) bool {
 	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENETUNREACH)
-}
-
-// connect returns how long one connection took; it is reset at once.
-func connect(source, to netip.Addr, patience time.Duration) (time.Duration, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Close(fd)
-	wait := unix.NsecToTimeval(patience.Nanoseconds())
-	err = errors.Join(unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}),
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &wait),
-		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1),
-		unix.Bind(fd, &unix.SockaddrInet4{Addr: source.As4()}))
-	if err != nil {
-		return 0, err
-	}
-	begin := time.Now()
-	for {
-		err = unix.Connect(fd, &unix.SockaddrInet4{Addr: to.As4(), Port: podPort})
-		if err != unix.EINTR && err != unix.EALREADY {
-			break
-		}
-	}
-	took := time.Since(begin)
-	if err != nil && err != unix.EISCONN {
-		return 0, fmt.Errorf("connect %s to %s: %w", source, to, err)
-	}
-	return took, nil
 }
 
 // pair is the client and the server of a world, for what a packet and what a connection costs.
@@ -131,7 +103,7 @@ func (p pair) packet() (took time.Duration, err error) {
 // connection returns how long a connection took.
 func (p pair) connection() (took time.Duration, err error) {
 	err = p.client.Do(func() error {
-		took, err = connect(clientAddr, serverAddr, time.Second)
+		took, err = rig.Connect(clientAddr, netip.AddrPortFrom(serverAddr, podPort), time.Second)
 		return err
 	})
 	return took, err

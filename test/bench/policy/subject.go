@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 
@@ -62,8 +61,8 @@ func (s subject) kernel() error {
 
 // start starts a subject in a namespace.
 func (s subject) start(ns *netns.NS, url, dir string) (*process.Process, error) {
-	conf := filepath.Join(dir, "kubeconfig")
-	if err := os.WriteFile(conf, fmt.Appendf(nil, process.Kubeconfig, url), 0o600); err != nil {
+	conf, err := process.Kubeconfig(dir, url)
+	if err != nil {
 		return nil, err
 	}
 	return process.Start(ns, dir, s.argv(conf, dir)...)

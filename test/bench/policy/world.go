@@ -1,20 +1,18 @@
 package main
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/braidnet/braid/internal/kernel/netns"
 	"github.com/braidnet/braid/test/bench/bulkapi"
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // How a world is laid out. Two pods of the node are real, the client and the server; the others of it have no
@@ -50,14 +48,8 @@ func newWorld() (w *world, err error) {
 			w.close()
 		}
 	}()
-	for _, ns := range []**netns.NS{&w.node, &w.client, &w.server, &w.far} {
-		if *ns, err = netns.New(); err != nil {
-			return w, err
-		}
-		w.closers = append(w.closers, *ns)
-		if err := (*ns).Do(func() error { return up("lo") }); err != nil {
-			return w, err
-		}
+	if err := rig.Namespaces(&w.node, &w.client, &w.server, &w.far); err != nil {
+		return w, err
 	}
 	if err := w.node.Do(prepareNode); err != nil {
 		return w, fmt.Errorf("node: %w", err)
@@ -68,33 +60,23 @@ func newWorld() (w *world, err error) {
 	if err := w.server.Do(w.serve); err != nil {
 		return w, fmt.Errorf("server: %w", err)
 	}
-	err = w.node.Do(func() error {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err == nil {
-			w.api = bulkapi.New(l)
-		}
-		return err
-	})
+	w.api, err = rig.API(w.node)
 	return w, err
 }
 
 func prepareNode() error {
-	for key, value := range map[string]string{
-		"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/default/rp_filter": "0",
-	} {
-		if err := os.WriteFile(filepath.Join("/proc/sys", key), []byte(value), 0); err != nil {
-			return err
-		}
+	if err := rig.Router(); err != nil {
+		return err
 	}
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}}}); err != nil {
 		return err
 	}
-	return errors.Join(address(bridge, netip.PrefixFrom(bridgeAddr, podCIDR.Bits())), up(bridge))
+	return errors.Join(rig.Address(bridge, netip.PrefixFrom(bridgeAddr, podCIDR.Bits())), rig.Up(bridge))
 }
 
 // pod joins a namespace to the node's bridge as the CNI plugin does: its only neighbour is the gateway.
 func (w *world) pod(ns *netns.NS, name string, a netip.Addr) error {
-	err := w.veth(ns, name, func() error {
+	err := w.join(ns, name, func() error {
 		l, err := netlink.LinkByName(name)
 		if err != nil {
 			return err
@@ -103,7 +85,7 @@ func (w *world) pod(ns *netns.NS, name string, a netip.Addr) error {
 		if err != nil {
 			return err
 		}
-		return errors.Join(netlink.LinkSetMaster(l, br), up(name))
+		return errors.Join(netlink.LinkSetMaster(l, br), rig.Up(name))
 	})
 	if err != nil {
 		return fmt.Errorf("pod %s: %w", a, err)
@@ -114,49 +96,45 @@ func (w *world) pod(ns *netns.NS, name string, a netip.Addr) error {
 				return err
 			}
 		}
-		if err := errors.Join(address("eth0", netip.PrefixFrom(a, 32)), up("eth0")); err != nil {
+		if err := errors.Join(rig.Address("eth0", netip.PrefixFrom(a, 32)), rig.Up("eth0")); err != nil {
 			return err
 		}
 		l, err := netlink.LinkByName("eth0")
 		if err != nil {
 			return err
 		}
-		toGateway := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(netip.PrefixFrom(bridgeAddr, 32)), Scope: netlink.SCOPE_LINK}
+		toGateway := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: rig.IPNet(netip.PrefixFrom(bridgeAddr, 32)), Scope: netlink.SCOPE_LINK}
 		return errors.Join(netlink.RouteAdd(toGateway), netlink.RouteAdd(&netlink.Route{Gw: bridgeAddr.AsSlice()}))
 	})
 }
 
-func (w *world) veth(ns *netns.NS, name string, then func() error) error {
-	return w.node.Do(func() error {
-		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "eth0", PeerNamespace: netlink.NsFd(ns.Fd())}
-		return errors.Join(netlink.LinkAdd(link), then())
-	})
+// join makes a veth pair, and does something about the node's end of it.
+func (w *world) join(ns *netns.NS, name string, then func() error) error {
+	if err := rig.Join(w.node, name, ns); err != nil {
+		return err
+	}
+	return w.node.Do(then)
 }
 
 // wireFar makes every address of farRange a pod of another node.
 func (w *world) wireFar() error {
-	err := w.veth(w.far, "far0", func() error {
-		return errors.Join(address("far0", netip.PrefixFrom(wireNode, 24)), up("far0"))
+	err := w.join(w.far, "far0", func() error {
+		return errors.Join(rig.Address("far0", netip.PrefixFrom(wireNode, 24)), rig.Up("far0"))
 	})
 	if err != nil {
 		return fmt.Errorf("other nodes: %w", err)
 	}
 	err = w.far.Do(func() error {
-		if err := errors.Join(address("eth0", netip.PrefixFrom(wireFar, 24)), up("eth0"), netlink.RouteAdd(&netlink.Route{Gw: wireNode.AsSlice()})); err != nil {
+		if err := errors.Join(rig.Address("eth0", netip.PrefixFrom(wireFar, 24)), rig.Up("eth0"), netlink.RouteAdd(&netlink.Route{Gw: wireNode.AsSlice()})); err != nil {
 			return err
 		}
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		return netlink.RouteAdd(&netlink.Route{Dst: ipNet(farRange), LinkIndex: lo.Attrs().Index, Type: unix.RTN_LOCAL,
-			Scope: netlink.SCOPE_HOST, Table: unix.RT_TABLE_LOCAL})
+		return rig.AnswerFor(farRange)
 	})
 	if err != nil {
 		return fmt.Errorf("other nodes: %w", err)
 	}
 	return w.node.Do(func() error {
-		return netlink.RouteAdd(&netlink.Route{Dst: ipNet(farRange), Gw: wireFar.AsSlice()})
+		return netlink.RouteAdd(&netlink.Route{Dst: rig.IPNet(farRange), Gw: wireFar.AsSlice()})
 	})
 }
 
@@ -204,31 +182,5 @@ func (w *world) close() {
 	for i := len(w.closers) - 1; i >= 0; i-- {
 		w.closers[i].Close()
 	}
-}
-
-func address(link string, a netip.Prefix) error {
-	l, err := netlink.LinkByName(link)
-	if err != nil {
-		return err
-	}
-	return netlink.AddrAdd(l, &netlink.Addr{IPNet: ipNet(a)})
-}
-
-func up(link string) error {
-	l, err := netlink.LinkByName(link)
-	if err != nil {
-		return err
-	}
-	return netlink.LinkSetUp(l)
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-// offset returns the address n behind the first of a range.
-func offset(p netip.Prefix, n int) netip.Addr {
-	b := p.Addr().As4()
-	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])+uint32(n))
-	return netip.AddrFrom4(b)
+	rig.Close(w.node, w.client, w.server, w.far)
 }

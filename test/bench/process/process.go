@@ -18,14 +18,19 @@ import (
 	"github.com/braidnet/braid/internal/kernel/netns"
 )
 
-// Kubeconfig is what a program finds an API server by, given its URL.
-const Kubeconfig = `apiVersion: v1
+const kubeconfig = `apiVersion: v1
 kind: Config
 clusters: [{name: bench, cluster: {server: "%s"}}]
 users: [{name: bench, user: {}}]
 contexts: [{name: bench, context: {cluster: bench, user: bench}}]
 current-context: bench
 `
+
+// Kubeconfig writes what a program finds an API server by, given its URL, into dir, and returns the file's name.
+func Kubeconfig(dir, url string) (file string, err error) {
+	file = filepath.Join(dir, "kubeconfig")
+	return file, os.WriteFile(file, fmt.Appendf(nil, kubeconfig, url), 0o600)
+}
 
 // Process is a running program.
 type Process struct {

@@ -204,12 +204,3 @@ func (r *run) changeEndpoints() (delays, error) {
 		return vip(i), by(pod), err
 	})
 }
-
-// percentile returns the smallest value that at least p of 100 are not above.
-func percentile(list []time.Duration, p int) time.Duration {
-	if len(list) == 0 {
-		return 0
-	}
-	s := slices.Sorted(slices.Values(list))
-	return s[(len(s)*p+99)/100-1]
-}

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/braidnet/braid/test/bench/bulkapi"
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // shape is the size of a cluster.
@@ -73,9 +74,9 @@ func fill(api *bulkapi.Server, s shape) (*cluster, error) {
 }
 
 // vip is the cluster IP of service i.
-func vip(i int) netip.Addr { return offset(serviceCIDR, i+1) }
+func vip(i int) netip.Addr { return rig.Offset(serviceCIDR, i+1) }
 
-func (c *cluster) pod(i, j int) netip.Addr { return offset(podRange, i*c.endpoints+j+1) }
+func (c *cluster) pod(i, j int) netip.Addr { return rig.Offset(podRange, i*c.endpoints+j+1) }
 
 // add puts service i and its slices.
 func (c *cluster) add(i int) error {
@@ -97,7 +98,7 @@ func (c *cluster) change(i int) (netip.Addr, error) {
 }
 
 func (c *cluster) changed(i int) (bulkapi.Object, netip.Addr) {
-	fresh := offset(podRange, changedPods+c.next)
+	fresh := rig.Offset(podRange, changedPods+c.next)
 	c.next++
 	pods := []netip.Addr{fresh}
 	for j := 1; j < min(sliceSize, c.endpoints); j++ {
@@ -134,7 +135,7 @@ func (c *cluster) service(i int) *corev1.Service {
 
 // podObject is a pod of another node, which a node agent reads for policies.
 func (c *cluster) podObject(i int) *corev1.Pod {
-	name, address := fmt.Sprintf("%s-%d", serviceName(i), i), offset(podRange, changedPods/2+i).String()
+	name, address := fmt.Sprintf("%s-%d", serviceName(i), i), rig.Offset(podRange, changedPods/2+i).String()
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", UID: uid('o', i), Labels: map[string]string{
 			"app.kubernetes.io/name": serviceName(i), "app.kubernetes.io/part-of": "bench", "pod-template-hash": "5d4f8c7b6d"}},

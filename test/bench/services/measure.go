@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // measure measures all subjects at one size after the other, and prints each size's table when it is
 // complete, or as far as it came.
 func measure(ctx context.Context, o *options) error {
-	printFacts(os.Stdout)
+	fmt.Println(rig.Facts("nft", "iptables"))
 	m := &measurement{ctx: ctx, limits: o.limits, slow: map[string]shape{}}
 	all := append(o.chosen(true), o.chosen(false)...)
 	for i, at := range o.shapes {
@@ -153,8 +155,8 @@ func many(ctx context.Context, r *run, t *table) error {
 			t.over(r.subject, name+": packet, p50", r.limits.cold)
 			continue
 		}
-		t.time(r.subject, name+": packet, p50", percentile(got.packet, 50))
-		t.time(r.subject, name+": packet, p99", percentile(got.packet, 99))
+		t.time(r.subject, name+": packet, p50", rig.Percentile(got.packet, 50))
+		t.time(r.subject, name+": packet, p99", rig.Percentile(got.packet, 99))
 		t.time(r.subject, name+": behind at the end", got.behind)
 		t.time(r.subject, name+": processor time for 1,000 changes", got.cpu)
 	}
@@ -188,10 +190,10 @@ func (m *measurement) connect(s subject, at shape, t *table) error {
 		return err
 	}
 	for _, p := range []int{50, 99} {
-		base := percentile(bare, p)
+		base := rig.Percentile(bare, p)
 		t.plain(s, fmt.Sprintf("a pod without any rules, p%d", p), base)
 		for i, which := range []string{"first", "middle", "last"} {
-			took := percentile(through[i], p)
+			took := rig.Percentile(through[i], p)
 			t.time(s, fmt.Sprintf("%s service, p%d", which, p), took)
 			if p == 50 {
 				t.time(s, which+" service, p50, beyond that", max(0, took-base))

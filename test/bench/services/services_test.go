@@ -25,21 +25,6 @@ func TestParseShapes(t *testing.T) {
 	}
 }
 
-func TestPercentile(t *testing.T) {
-	var list []time.Duration
-	for i := 100; i >= 1; i-- {
-		list = append(list, time.Duration(i))
-	}
-	for p, want := range map[int]time.Duration{50: 50, 99: 99, 100: 100} {
-		if got := percentile(list, p); got != want {
-			t.Errorf("p%d of 1…100 is %d, want %d", p, got, want)
-		}
-	}
-	if got := percentile(list[:3], 99); got != 100 {
-		t.Errorf("p99 of three values is %d, want the highest", got)
-	}
-}
-
 func TestLastBefore(t *testing.T) {
 	at := func(ms int) time.Time { return time.UnixMilli(int64(ms)) }
 	seen := []time.Time{at(10), at(20), at(30)}

@@ -4,12 +4,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"runtime"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // table is what was measured at one size: a row for each figure, a column for each subject. A peer's
@@ -43,11 +41,13 @@ func (t *table) set(s subject, row string, c cell) {
 }
 
 func (t *table) time(s subject, row string, d time.Duration) {
-	t.set(s, row, cell{short(d), d.Seconds()})
+	t.set(s, row, cell{rig.Short(d), d.Seconds()})
 }
 
 // plain is a time that is not the subject's doing.
-func (t *table) plain(s subject, row string, d time.Duration) { t.set(s, row, cell{text: short(d)}) }
+func (t *table) plain(s subject, row string, d time.Duration) {
+	t.set(s, row, cell{text: rig.Short(d)})
+}
 
 func (t *table) over(s subject, row string, limit time.Duration) {
 	t.set(s, row, cell{text: "> " + limit.String()})
@@ -67,29 +67,10 @@ func (t *table) delays(s subject, row string, d delays, l limits) {
 		list []time.Duration
 	}{{"kernel", d.kernel}, {"packet", d.packet}} {
 		for _, p := range []int{50, 99} {
-			t.time(s, fmt.Sprintf("%s: %s, p%d", row, part.name, p), percentile(part.list, p))
+			t.time(s, fmt.Sprintf("%s: %s, p%d", row, part.name, p), rig.Percentile(part.list, p))
 		}
 	}
 	t.set(s, row+": trials", cell{text: fmt.Sprint(len(d.packet))})
-}
-
-// short prints a time with three digits.
-func short(d time.Duration) string {
-	switch {
-	case d < time.Millisecond:
-		return digits(d.Seconds()*1e6) + " µs"
-	case d < time.Second:
-		return digits(d.Seconds()*1000) + " ms"
-	}
-	return digits(d.Seconds()) + " s"
-}
-
-// digits prints a number with three digits, or more when it has more before the point.
-func digits(v float64) string {
-	if v >= 100 {
-		return fmt.Sprintf("%.0f", v)
-	}
-	return fmt.Sprintf("%.3g", v)
 }
 
 func (t *table) print(w io.Writer) {
@@ -118,20 +99,5 @@ func (t *table) ratio(row string, s subject, c cell) string {
 	if s.ours || ours.value == 0 || c.value == 0 {
 		return ""
 	}
-	return " (" + strings.TrimSuffix(digits(c.value/ours.value), ".0") + "×)"
-}
-
-// printFacts says on what the figures were taken.
-func printFacts(w io.Writer) {
-	var u unix.Utsname
-	_ = unix.Uname(&u) // it cannot fail with a valid address
-	load, _ := os.ReadFile("/proc/loadavg")
-	fmt.Fprintf(w, "%s; Linux %s; %d processors", time.Now().UTC().Format("2 January 2006 15:04 MST"), unix.ByteSliceToString(u.Release[:]), runtime.NumCPU())
-	for _, name := range []string{"nft", "iptables"} {
-		if out, err := exec.Command(name, "--version").Output(); err == nil {
-			fmt.Fprintf(w, "; %s", strings.TrimSpace(string(out)))
-		}
-	}
-	fmt.Fprintf(w, "; load average at the start %s", strings.Join(strings.Fields(string(load))[:1], ""))
-	fmt.Fprintln(w)
+	return " (" + strings.TrimSuffix(rig.Digits(c.value/ours.value), ".0") + "×)"
 }

@@ -1,19 +1,16 @@
 package main
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/braidnet/braid/internal/kernel/netns"
 	"github.com/braidnet/braid/test/bench/bulkapi"
+	"github.com/braidnet/braid/test/bench/rig"
 )
 
 // How a world is laid out. Pods live anywhere in podRange, which one namespace answers for.
@@ -51,13 +48,8 @@ func newWorld() (w *world, err error) {
 			w.close()
 		}
 	}()
-	for _, ns := range []**netns.NS{&w.node, &w.client, &w.pods} {
-		if *ns, err = netns.New(); err != nil {
-			return w, err
-		}
-		if err := (*ns).Do(func() error { return up("lo") }); err != nil {
-			return w, err
-		}
+	if err := rig.Namespaces(&w.node, &w.client, &w.pods); err != nil {
+		return w, err
 	}
 	if err := w.wire(w.client, "client0", nodeAddr, clientAddr); err != nil {
 		return w, fmt.Errorf("wire of the client: %w", err)
@@ -71,75 +63,40 @@ func newWorld() (w *world, err error) {
 	if err := w.pods.Do(w.servePods); err != nil {
 		return w, fmt.Errorf("pods: %w", err)
 	}
-	err = w.node.Do(func() error {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err == nil {
-			w.api = bulkapi.New(l)
-		}
-		return err
-	})
+	w.api, err = rig.API(w.node)
 	return w, err
 }
 
 // wire joins a namespace to the node, which is its way to everywhere.
 func (w *world) wire(ns *netns.NS, name string, here, there netip.Addr) error {
-	err := w.node.Do(func() error {
-		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "eth0", PeerNamespace: netlink.NsFd(ns.Fd())}
-		if err := netlink.LinkAdd(link); err != nil {
-			return err
-		}
-		return errors.Join(address(name, here), up(name))
+	err := rig.Join(w.node, name, ns)
+	if err != nil {
+		return err
+	}
+	err = w.node.Do(func() error {
+		return errors.Join(rig.Address(name, netip.PrefixFrom(here, 24)), rig.Up(name))
 	})
 	if err != nil {
 		return err
 	}
 	return ns.Do(func() error {
-		if err := errors.Join(address("eth0", there), up("eth0")); err != nil {
+		if err := errors.Join(rig.Address("eth0", netip.PrefixFrom(there, 24)), rig.Up("eth0")); err != nil {
 			return err
 		}
 		return netlink.RouteAdd(&netlink.Route{Gw: here.AsSlice()})
 	})
 }
 
-func address(link string, a netip.Addr) error {
-	l, err := netlink.LinkByName(link)
-	if err != nil {
-		return err
-	}
-	return netlink.AddrAdd(l, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, 24))})
-}
-
-func up(link string) error {
-	l, err := netlink.LinkByName(link)
-	if err != nil {
-		return err
-	}
-	return netlink.LinkSetUp(l)
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
 func (w *world) prepareNode() error {
-	for key, value := range map[string]string{
-		"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/rp_filter": "0",
-	} {
-		if err := os.WriteFile(filepath.Join("/proc/sys", key), []byte(value), 0); err != nil {
-			return err
-		}
+	if err := rig.Router(); err != nil {
+		return err
 	}
-	return netlink.RouteAdd(&netlink.Route{Dst: ipNet(podRange), Gw: wirePods.AsSlice()})
+	return netlink.RouteAdd(&netlink.Route{Dst: rig.IPNet(podRange), Gw: wirePods.AsSlice()})
 }
 
 // servePods makes every address of podRange a pod: it tells who connects which one was reached.
-func (w *world) servePods() error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return err
-	}
-	if err := netlink.RouteAdd(&netlink.Route{Dst: ipNet(podRange), LinkIndex: lo.Attrs().Index, Type: unix.RTN_LOCAL,
-		Scope: netlink.SCOPE_HOST, Table: unix.RT_TABLE_LOCAL}); err != nil {
+func (w *world) servePods() (err error) {
+	if err := rig.AnswerFor(podRange); err != nil {
 		return err
 	}
 	if w.listener, err = net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", podPort)); err != nil {
@@ -176,16 +133,5 @@ func (w *world) close() {
 	if w.listener != nil {
 		w.listener.Close()
 	}
-	for _, ns := range []*netns.NS{w.node, w.client, w.pods} {
-		if ns != nil {
-			ns.Close()
-		}
-	}
-}
-
-// offset returns the address n behind the first of a range.
-func offset(p netip.Prefix, n int) netip.Addr {
-	b := p.Addr().As4()
-	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])+uint32(n))
-	return netip.AddrFrom4(b)
+	rig.Close(w.node, w.client, w.pods)
 }
