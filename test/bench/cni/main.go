@@ -1,11 +1,14 @@
 // Command cni measures how long a container runtime waits for the network of a pod: ADD and DEL of our
-// plugin and of the chain bridge, host-local, portmap that others use, one after the other and many at once.
-// It prints Markdown.
+// plugin and of the chain bridge, host-local, portmap that others use, one after the other and many at once,
+// and what the plugin takes to start. It prints Markdown.
 //
 // Each subject has a node of its own, a network namespace, and is called by the library that runtimes
 // call plugins with. Subjects take turns.
 //
 //	go run ./test/bench/cni --rounds 20 --burst 100
+//
+// Where the chain begins with flannel's own plugin, which calls bridge, --flannel names one that was built from
+// github.com/flannel-io/cni-plugin.
 package main
 
 import (
@@ -24,7 +27,7 @@ import (
 
 // options are the flags.
 type options struct {
-	ours          string
+	ours, flannel string
 	rounds, burst int
 	bursts        int
 	dir           string // of what is made on the way
@@ -48,6 +51,7 @@ func parse(args []string) (*options, error) {
 	o := &options{}
 	f := flag.NewFlagSet("cni", flag.ContinueOnError)
 	f.StringVar(&o.ours, "plugin", "bin/braid", "our plugin")
+	f.StringVar(&o.flannel, "flannel", "", "flannel's CNI plugin, to stand at the head of the chain; without it the chain begins with bridge")
 	f.IntVar(&o.rounds, "rounds", 50, "pods that come and go one after the other")
 	f.IntVar(&o.burst, "burst", 100, "pods that come at once")
 	f.IntVar(&o.bursts, "bursts", 3, "times that they do")
@@ -63,6 +67,11 @@ func parse(args []string) (*options, error) {
 	if _, err := os.Stat(o.ours); err != nil {
 		return nil, fmt.Errorf("our plugin: %w; run `make build` first, in the repository's root", err)
 	}
+	if o.flannel != "" {
+		if _, err := os.Stat(o.flannel); err != nil {
+			return nil, fmt.Errorf("--flannel: %w; build it from github.com/flannel-io/cni-plugin", err)
+		}
+	}
 	return o, nil
 }
 
@@ -71,12 +80,17 @@ var peers = []string{"ipam/host-local", "main/bridge", "meta/portmap"}
 
 // build puts our plugin and its peers into a folder, made alike: without tables for debuggers.
 func (o *options) build() error {
-	data, err := os.ReadFile(o.ours)
-	if err == nil {
-		err = os.WriteFile(filepath.Join(o.dir, "braid"), data, 0o755)
-	}
-	if err != nil {
-		return err
+	for name, from := range map[string]string{"braid": o.ours, "flannel": o.flannel} {
+		if from == "" {
+			continue
+		}
+		data, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(o.dir, name), data, 0o755)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	for _, p := range peers {
 		out, err := exec.Command("go", "build", "-C", "test/oracle", "-ldflags", "-s -w", "-o", filepath.Join(o.dir, filepath.Base(p)),
@@ -97,8 +111,15 @@ func compare(o *options) (err error) {
 		return err
 	}
 	fmt.Printf("%s; %d pods one after the other, then %d at once, %d times\n", rig.Facts(), o.rounds, o.burst, o.bursts)
+	if err := starts(o); err != nil {
+		return err
+	}
+	chain := &subject{name: "bridge, host-local, portmap", plugins: reference}
+	if o.flannel != "" {
+		chain = &subject{name: "flannel, bridge, host-local, portmap", plugins: flannel}
+	}
 	for _, ports := range []bool{false, true} {
-		all := []*subject{{name: "bridge, host-local, portmap", plugins: reference}, {name: "braid", plugins: ours},
+		all := []*subject{{name: chain.name, plugins: chain.plugins}, {name: "braid", plugins: ours},
 			{name: "braid, routed", plugins: func(dir string) []any { return routed(ours(dir)) }}}
 		for _, s := range all {
 			if err := s.start(o, ports); err != nil {

@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 
 	"github.com/braidnet/braid/internal/kernel/netns"
 	"github.com/braidnet/braid/test/bench/rig"
@@ -60,6 +62,24 @@ func reference(dir string) []any {
 	}
 }
 
+// flannel is the reference chain as flannel's plugin makes it up of the lease that flannel has written down.
+func flannel(dir string) []any {
+	return []any{
+		object{"type": "flannel", "subnetFile": dir + ".env", "dataDir": dir + ".flannel", "ipam": object{"dataDir": dir},
+			"delegate": object{"bridge": "cni0", "isDefaultGateway": true, "hairpinMode": true}},
+		object{"type": "portmap", "capabilities": object{"portMappings": true}},
+	}
+}
+
+// lease is what flannel writes down: the ranges, and that flannel masquerades.
+const lease = `FLANNEL_NETWORK=10.244.0.0/16
+FLANNEL_SUBNET=10.244.0.1/22
+FLANNEL_IPV6_NETWORK=fd00:10:244::/56
+FLANNEL_IPV6_SUBNET=fd00:10:244::1/64
+FLANNEL_MTU=1450
+FLANNEL_IPMASQ=true
+`
+
 // start makes the node.
 func (s *subject) start(o *options, ports bool) (err error) {
 	s.ports = ports
@@ -71,10 +91,14 @@ func (s *subject) start(o *options, ports bool) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := os.WriteFile(filepath.Join(dir, "addresses.env"), []byte(lease), 0o644); err != nil {
+		return err
+	}
 	if s.list, err = libcni.ConfListFromBytes(data); err != nil {
 		return err
 	}
-	s.cni = libcni.NewCNIConfigWithCacheDir([]string{o.dir}, filepath.Join(dir, "cache"), nil)
+	s.cni = libcni.NewCNIConfigWithCacheDir([]string{o.dir}, filepath.Join(dir, "cache"),
+		&invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: io.Discard}}) // flannel's plugin tells all it does; errors come otherwise
 	if err := rig.Namespaces(&s.node); err != nil {
 		return err
 	}
