@@ -17,6 +17,7 @@ import (
 
 	"github.com/braidnet/braid/cni/tables"
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/nft"
 	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -53,19 +54,19 @@ const (
 )
 
 func table() desired.NFTTable {
-	link := tables.Meta(expr.MetaKeyIIFNAME, 16)
-	mac := tables.Payload(expr.PayloadBaseLLHeader, etherSource, 6)
-	network := func(offset, bytes uint32) tables.Field {
-		return tables.Payload(expr.PayloadBaseNetworkHeader, offset, bytes)
+	link := nft.Meta(expr.MetaKeyIIFNAME, 16)
+	mac := nft.Payload(expr.PayloadBaseLLHeader, etherSource, 6)
+	network := func(offset, bytes uint32) nft.Field {
+		return nft.Payload(expr.PayloadBaseNetworkHeader, offset, bytes)
 	}
-	is := func(ethertype uint16) tables.Words {
-		return tables.Is(tables.Meta(expr.MetaKeyPROTOCOL, 2), byte(ethertype>>8), byte(ethertype))
+	is := func(ethertype uint16) nft.Words {
+		return nft.Is(nft.Meta(expr.MetaKeyPROTOCOL, 2), byte(ethertype>>8), byte(ethertype))
 	}
-	icmp := func(protocol, kind byte) tables.Words {
-		return append(tables.Is(tables.Protocol, protocol), tables.Is(tables.Payload(expr.PayloadBaseTransportHeader, 0, 1), kind)...)
+	icmp := func(protocol, kind byte) nft.Words {
+		return append(nft.Is(nft.Protocol, protocol), nft.Is(nft.Payload(expr.PayloadBaseTransportHeader, 0, 1), kind)...)
 	}
-	accept, drop := tables.Verdict(expr.VerdictAccept), tables.Verdict(expr.VerdictDrop)
-	target := tables.Payload(expr.PayloadBaseTransportHeader, advertTarget, 16)
+	accept, drop := nft.Verdict(expr.VerdictAccept), nft.Verdict(expr.VerdictDrop)
+	target := nft.Payload(expr.PayloadBaseTransportHeader, advertTarget, 16)
 	return tables.Seal(desired.NFTTable{
 		Family: desired.NFTBridge, Name: TableName,
 		Sets: []desired.NFTSet{
@@ -75,24 +76,24 @@ func table() desired.NFTTable {
 		},
 		Chains: []desired.NFTChain{
 			{Name: "prerouting", Hook: &desired.NFTHook{Type: "filter", Hook: hookPrerouting, Priority: beforeEverybody}, Rules: []desired.NFTRule{
-				tables.Rule("packets of pods", tables.Key(link), tables.In(setLinks), tables.Goto("from-pod")),
+				nft.Rule("packets of pods", nft.Key(link), nft.In(setLinks), nft.Goto("from-pod")),
 			}},
 			{Name: "from-pod", Rules: []desired.NFTRule{
-				tables.Rule("a pod is no router", is(unix.ETH_P_IP), icmp(unix.IPPROTO_ICMP, icmpRedirect), drop),
-				tables.Rule("a pod is no DHCP server", is(unix.ETH_P_IP), answers(67, 68), drop),
-				tables.Rule("from an address of the pod", is(unix.ETH_P_IP), tables.Key(link, mac, network(source4, 4)), tables.In(setSources4), accept),
-				tables.Rule("", is(unix.ETH_P_IPV6), tables.Is(tables.Protocol, unix.IPPROTO_ICMPV6), tables.Jump("icmpv6")),
-				tables.Rule("a pod is no DHCP server", is(unix.ETH_P_IPV6), answers(547, 546), drop),
-				tables.Rule("from an address of the pod", is(unix.ETH_P_IPV6), tables.Key(link, mac, network(source6, 16)), tables.In(setSources6), accept),
-				tables.Rule("ARP for an address of the pod", is(unix.ETH_P_ARP),
-					tables.Key(link, mac, network(arpSender, 4)), tables.In(setSources4),
-					tables.Key(link, network(arpHost, 6), network(arpSender, 4)), tables.In(setSources4), accept),
-				tables.Rule("all else is not for a pod to send", drop),
+				nft.Rule("a pod is no router", is(unix.ETH_P_IP), icmp(unix.IPPROTO_ICMP, icmpRedirect), drop),
+				nft.Rule("a pod is no DHCP server", is(unix.ETH_P_IP), answers(67, 68), drop),
+				nft.Rule("from an address of the pod", is(unix.ETH_P_IP), nft.Key(link, mac, network(source4, 4)), nft.In(setSources4), accept),
+				nft.Rule("", is(unix.ETH_P_IPV6), nft.Is(nft.Protocol, unix.IPPROTO_ICMPV6), nft.Jump("icmpv6")),
+				nft.Rule("a pod is no DHCP server", is(unix.ETH_P_IPV6), answers(547, 546), drop),
+				nft.Rule("from an address of the pod", is(unix.ETH_P_IPV6), nft.Key(link, mac, network(source6, 16)), nft.In(setSources6), accept),
+				nft.Rule("ARP for an address of the pod", is(unix.ETH_P_ARP),
+					nft.Key(link, mac, network(arpSender, 4)), nft.In(setSources4),
+					nft.Key(link, network(arpHost, 6), network(arpSender, 4)), nft.In(setSources4), accept),
+				nft.Rule("all else is not for a pod to send", drop),
 			}},
 			{Name: "icmpv6", Rules: []desired.NFTRule{
-				tables.Rule("a pod is no router", icmp(unix.IPPROTO_ICMPV6, routerAdvert), drop),
-				tables.Rule("a pod is no router", icmp(unix.IPPROTO_ICMPV6, redirect6), drop),
-				tables.Rule("a pod advertises only its own addresses", icmp(unix.IPPROTO_ICMPV6, neighborAdvert), tables.Key(link, mac, target), tables.NotIn(setSources6), drop),
+				nft.Rule("a pod is no router", icmp(unix.IPPROTO_ICMPV6, routerAdvert), drop),
+				nft.Rule("a pod is no router", icmp(unix.IPPROTO_ICMPV6, redirect6), drop),
+				nft.Rule("a pod advertises only its own addresses", icmp(unix.IPPROTO_ICMPV6, neighborAdvert), nft.Key(link, mac, target), nft.NotIn(setSources6), drop),
 			}},
 		},
 	}, "anti-spoofing", layout)
@@ -100,9 +101,9 @@ func table() desired.NFTTable {
 
 // answers matches UDP from a port to a port: what a DHCP server tells clients (RFC 2131 §4.1, RFC 8415 §7.2). Relays,
 // which ask servers elsewhere, are answered at another port.
-func answers(from, to uint16) tables.Words {
+func answers(from, to uint16) nft.Words {
 	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, from), to)
-	return append(tables.Is(tables.Protocol, unix.IPPROTO_UDP), tables.Is(tables.Payload(expr.PayloadBaseTransportHeader, 0, 4), ports...)...)
+	return append(nft.Is(nft.Protocol, unix.IPPROTO_UDP), nft.Is(nft.Payload(expr.PayloadBaseTransportHeader, 0, 4), ports...)...)
 }
 
 // Pod is what one interface of a pod may send from.

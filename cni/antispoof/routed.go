@@ -3,6 +3,7 @@ package antispoof
 import (
 	"github.com/braidnet/braid/cni/tables"
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/nft"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
@@ -15,20 +16,20 @@ var RoutedTables = tables.Lazy(func() []desired.NFTTable {
 })
 
 func routedTable(family desired.NFTFamily, layout string) desired.NFTTable {
-	icmp := func(protocol, kind byte) tables.Words {
-		return append(tables.Is(tables.Protocol, protocol), tables.Is(tables.Payload(expr.PayloadBaseTransportHeader, 0, 1), kind)...)
+	icmp := func(protocol, kind byte) nft.Words {
+		return append(nft.Is(nft.Protocol, protocol), nft.Is(nft.Payload(expr.PayloadBaseTransportHeader, 0, 1), kind)...)
 	}
-	accept, drop := tables.Verdict(expr.VerdictAccept), tables.Verdict(expr.VerdictDrop)
-	router := []desired.NFTRule{tables.Rule("a pod is no router", icmp(unix.IPPROTO_ICMP, icmpRedirect), drop)}
+	accept, drop := nft.Verdict(expr.VerdictAccept), nft.Verdict(expr.VerdictDrop)
+	router := []desired.NFTRule{nft.Rule("a pod is no router", icmp(unix.IPPROTO_ICMP, icmpRedirect), drop)}
 	if family == desired.NFTIPv6 {
 		const report, reports = 131, 143 // of multicast listeners, RFC 2710 and RFC 3810
 		router = []desired.NFTRule{
-			tables.Rule("a pod is no router", icmp(unix.IPPROTO_ICMPV6, routerAdvert), drop),
-			tables.Rule("a pod is no router", icmp(unix.IPPROTO_ICMPV6, redirect6), drop),
+			nft.Rule("a pod is no router", icmp(unix.IPPROTO_ICMPV6, routerAdvert), drop),
+			nft.Rule("a pod is no router", icmp(unix.IPPROTO_ICMPV6, redirect6), drop),
 		}
-		nobody := tables.Is(tables.Payload(expr.PayloadBaseNetworkHeader, source6, 16), make([]byte, 16)...)
+		nobody := nft.Is(nft.Payload(expr.PayloadBaseNetworkHeader, source6, 16), make([]byte, 16)...)
 		for _, kind := range []byte{report, neighborSolicit, reports} {
-			router = append(router, tables.Rule("from no address yet", nobody, icmp(unix.IPPROTO_ICMPV6, kind), accept))
+			router = append(router, nft.Rule("from no address yet", nobody, icmp(unix.IPPROTO_ICMPV6, kind), accept))
 		}
 	}
 	return tables.Seal(desired.NFTTable{
@@ -36,18 +37,18 @@ func routedTable(family desired.NFTFamily, layout string) desired.NFTTable {
 		Sets: []desired.NFTSet{{Name: setLinks, Expiring: true, Key: []desired.NFTType{desired.NFTIfName}, Comment: "host ends of routed pods' interfaces"}},
 		Chains: []desired.NFTChain{
 			{Name: "prerouting", Hook: &desired.NFTHook{Type: "filter", Hook: hookPrerouting, Priority: beforeEverybody}, Rules: []desired.NFTRule{
-				tables.Rule("packets of pods", tables.Key(tables.Meta(expr.MetaKeyIIFNAME, 16)), tables.In(setLinks), tables.Goto("from-pod")),
+				nft.Rule("packets of pods", nft.Key(nft.Meta(expr.MetaKeyIIFNAME, 16)), nft.In(setLinks), nft.Goto("from-pod")),
 			}},
 			{Name: "from-pod", Rules: append(router,
-				tables.Rule("from an address that is reached by the same link", wayBack(), accept),
-				tables.Rule("all else is not for a pod to send", drop))},
+				nft.Rule("from an address that is reached by the same link", wayBack(), accept),
+				nft.Rule("all else is not for a pod to send", drop))},
 		},
 	}, "anti-spoofing of routed pods", layout)
 }
 
 // wayBack matches packets whose source is reached by the link they came in by.
-func wayBack() tables.Words {
+func wayBack() nft.Words {
 	const register = 8
-	w := tables.Words{&expr.Fib{Register: register, FlagSADDR: true, FlagIIF: true, ResultOIF: true}}
-	return append(w, tables.Compare(expr.CmpOpNeq, tables.Native(0)...)...)
+	w := nft.Words{&expr.Fib{Register: register, FlagSADDR: true, FlagIIF: true, ResultOIF: true}}
+	return append(w, nft.Compare(expr.CmpOpNeq, nft.Native(0)...)...)
 }

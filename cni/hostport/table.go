@@ -2,10 +2,10 @@ package hostport
 
 import (
 	"net/netip"
-	"strings"
 
 	"github.com/braidnet/braid/cni/tables"
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/nft"
 	"github.com/google/nftables/expr"
 )
 
@@ -31,13 +31,8 @@ const (
 	afterMasquerades = 110
 )
 
-// Kernel numbers the rules compare with.
-const (
-	loopbackIndex = 1      // LOOPBACK_IFINDEX, in every network namespace
-	ctDNAT        = 1 << 5 // IPS_DST_NAT
-	fibLocal      = 2      // RTN_LOCAL
-	register0     = 8      // where tables.Key starts
-)
+// loopbackIndex is what the kernel numbers the device with.
+const loopbackIndex = 1 // LOOPBACK_IFINDEX, in every network namespace
 
 // family holds what differs between IPv4 and IPv6.
 type family struct {
@@ -71,27 +66,27 @@ func (f family) table(layout string) desired.NFTTable {
 
 func (f family) chains() []desired.NFTChain {
 	const ports, enter = "host-ports", "new connections to host ports"
-	address, service := f.address(f.daddr), []tables.Field{tables.Protocol, destinationPort}
-	reach := []desired.NFTRule{tables.Rule(enter, tables.Jump(ports))}
-	fromLoopback := tables.Rule("the kernel takes no reply to ::1 from a pod: refuse at once, and clients try 127.0.0.1",
-		f.in(f.saddr, f.loopback), tables.Verdict(expr.VerdictReturn))
-	source := []desired.NFTRule{tables.Rule("a pod that reaches itself", tables.Key(f.address(f.saddr), address), tables.In(setHairpins), translated(), masquerade())}
+	address, service := f.address(f.daddr), []nft.Field{nft.Protocol, nft.DestinationPort}
+	reach := []desired.NFTRule{nft.Rule(enter, nft.Jump(ports))}
+	fromLoopback := nft.Rule("the kernel takes no reply to ::1 from a pod: refuse at once, and clients try 127.0.0.1",
+		nft.Within(f.address(f.saddr), f.loopback), nft.Return())
+	source := []desired.NFTRule{nft.Rule("a pod that reaches itself", nft.Key(f.address(f.saddr), address), nft.In(setHairpins), nft.Translated(), masquerade())}
 	local := append([]desired.NFTRule{fromLoopback}, reach...)
 	if f.nft == desired.NFTIPv4 {
 		local = reach
-		source = append(source, tables.Rule("from a loopback address of this node", notLoopback(expr.MetaKeyOIF), f.in(f.saddr, f.loopback), translated(), masquerade()))
+		source = append(source, nft.Rule("from a loopback address of this node", notLoopback(expr.MetaKeyOIF), nft.Within(f.address(f.saddr), f.loopback), nft.Translated(), masquerade()))
 	}
 	return []desired.NFTChain{
 		{Name: ports, Rules: []desired.NFTRule{
-			tables.Rule("not an address of this node", notLocal(), tables.Verdict(expr.VerdictReturn)),
-			tables.Rule("port of this address", tables.Key(append([]tables.Field{address}, service...)...), tables.Mapped(mapAddresses), f.translate()),
-			tables.Rule("port of every address", tables.Key(service...), tables.Mapped(mapPorts), f.translate()),
+			nft.Rule("not an address of this node", nft.ForeignDestination(), nft.Return()),
+			nft.Rule("port of this address", nft.Key(append([]nft.Field{address}, service...)...), nft.Mapped(mapAddresses), f.translate()),
+			nft.Rule("port of every address", nft.Key(service...), nft.Mapped(mapPorts), f.translate()),
 		}},
 		// A pod is to be reached at 127.0.0.1 from its node, so the kernel must take replies to that address
 		// from the bridge (route_localnet). Nobody may send there of his own (CVE-2020-8558).
 		{Name: "loopback", Hook: &desired.NFTHook{Type: "filter", Hook: hookPrerouting, Priority: beforeConntrack}, Rules: []desired.NFTRule{
-			tables.Rule("from elsewhere to a loopback address", notLoopback(expr.MetaKeyIIF), f.in(f.daddr, f.loopback), tables.Verdict(expr.VerdictDrop)),
-			tables.Rule("from elsewhere with a loopback address", notLoopback(expr.MetaKeyIIF), f.in(f.saddr, f.loopback), tables.Verdict(expr.VerdictDrop)),
+			nft.Rule("from elsewhere to a loopback address", notLoopback(expr.MetaKeyIIF), nft.Within(f.address(f.daddr), f.loopback), nft.Drop()),
+			nft.Rule("from elsewhere with a loopback address", notLoopback(expr.MetaKeyIIF), nft.Within(f.address(f.saddr), f.loopback), nft.Drop()),
 		}},
 		{Name: "prerouting", Hook: &desired.NFTHook{Type: "nat", Hook: hookPrerouting, Priority: afterServices}, Rules: reach},
 		{Name: "output", Hook: &desired.NFTHook{Type: "nat", Hook: hookOutput, Priority: afterServices}, Rules: local},
@@ -99,45 +94,20 @@ func (f family) chains() []desired.NFTChain {
 	}
 }
 
-func (f family) address(offset uint32) tables.Field {
-	return tables.Payload(expr.PayloadBaseNetworkHeader, offset, uint32(f.addr.Bytes))
-}
-
-var destinationPort = tables.Payload(expr.PayloadBaseTransportHeader, 2, 2)
-
-// in matches packets whose address at an offset is of a prefix, which ends at a byte.
-func (f family) in(offset uint32, p netip.Prefix) tables.Words {
-	w := tables.Key(f.address(offset))
-	if p.Bits() < p.Addr().BitLen() {
-		mask := make([]byte, p.Addr().BitLen()/8)
-		copy(mask, strings.Repeat("\xff", p.Bits()/8))
-		w = append(w, tables.Mask(mask...)...)
-	}
-	return append(w, tables.Compare(expr.CmpOpEq, p.Addr().AsSlice()...)...)
+func (f family) address(offset uint32) nft.Field {
+	return nft.Payload(expr.PayloadBaseNetworkHeader, offset, uint32(f.addr.Bytes))
 }
 
 // notLoopback matches packets that come in or go out by another link than loopback.
-func notLoopback(side expr.MetaKey) tables.Words {
-	return append(tables.Key(tables.Meta(side, 4)), tables.Compare(expr.CmpOpNeq, tables.Native(loopbackIndex)...)...)
+func notLoopback(side expr.MetaKey) nft.Words {
+	return append(nft.Key(nft.Meta(side, 4)), nft.NotEqual(nft.Native(loopbackIndex))...)
 }
 
-// notLocal matches packets to others than this node.
-func notLocal() tables.Words {
-	kind := tables.Words{&expr.Fib{Register: register0, FlagDADDR: true, ResultADDRTYPE: true}}
-	return append(kind, tables.Compare(expr.CmpOpNeq, tables.Native(fibLocal)...)...)
-}
-
-// translated matches connections whose destination has been replaced.
-func translated() tables.Words {
-	w := append(tables.Words{&expr.Ct{Key: expr.CtKeySTATUS, Register: register0}}, tables.Mask(tables.Native(ctDNAT)...)...)
-	return append(w, tables.Compare(expr.CmpOpNeq, tables.Native(0)...)...)
-}
-
-func (f family) translate() tables.Words {
-	return tables.Words{&expr.NAT{
-		Type: expr.NATTypeDestNAT, Family: uint32(f.nft), RegAddrMin: register0,
-		RegProtoMin: register0 + uint32(f.addr.Bytes)/4, Specified: true,
+func (f family) translate() nft.Words {
+	return nft.Words{&expr.NAT{
+		Type: expr.NATTypeDestNAT, Family: uint32(f.nft), RegAddrMin: nft.Register0,
+		RegProtoMin: nft.Register0 + uint32(f.addr.Bytes)/4, Specified: true,
 	}}
 }
 
-func masquerade() tables.Words { return tables.Words{&expr.Masq{FullyRandom: true}} }
+func masquerade() nft.Words { return nft.Words{&expr.Masq{FullyRandom: true}} }

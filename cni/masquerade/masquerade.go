@@ -7,6 +7,7 @@ import (
 
 	"github.com/braidnet/braid/cni/tables"
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/nft"
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/google/nftables/expr"
 )
@@ -31,15 +32,15 @@ var Tables = tables.Lazy(func() []desired.NFTTable {
 })
 
 func table(family desired.NFTFamily, addr desired.NFTType, source, destination uint32, layout string) desired.NFTTable {
-	from := tables.Payload(expr.PayloadBaseNetworkHeader, source, uint32(addr.Bytes))
-	out := tables.Meta(expr.MetaKeyOIFNAME, 16)
-	accept := tables.Verdict(expr.VerdictAccept)
-	group, bits := tables.Mask(0xf0, 0, 0, 0), []byte{0xe0, 0, 0, 0} // 224.0.0.0/4
+	from := nft.Payload(expr.PayloadBaseNetworkHeader, source, uint32(addr.Bytes))
+	out := nft.Meta(expr.MetaKeyOIFNAME, 16)
+	accept := nft.Verdict(expr.VerdictAccept)
+	group, bits := nft.Mask(0xf0, 0, 0, 0), []byte{0xe0, 0, 0, 0} // 224.0.0.0/4
 	if family == desired.NFTIPv6 {
-		group, bits = tables.Mask(0xff, 0, 0, 0), []byte{0xff, 0, 0, 0} // ff00::/8
+		group, bits = nft.Mask(0xff, 0, 0, 0), []byte{0xff, 0, 0, 0} // ff00::/8
 	}
-	multicast := append(tables.Key(tables.Payload(expr.PayloadBaseNetworkHeader, destination, 4)), group...)
-	multicast = append(multicast, tables.Compare(expr.CmpOpEq, bits...)...)
+	multicast := append(nft.Key(nft.Payload(expr.PayloadBaseNetworkHeader, destination, 4)), group...)
+	multicast = append(multicast, nft.Compare(expr.CmpOpEq, bits...)...)
 	return tables.Seal(desired.NFTTable{
 		Family: family, Name: TableName,
 		Sets: []desired.NFTSet{
@@ -47,10 +48,10 @@ func table(family desired.NFTFamily, addr desired.NFTType, source, destination u
 			{Name: setNear, Expiring: true, Key: []desired.NFTType{addr, desired.NFTIfName}, Comment: "and not where it leaves by this link, that of its own network"},
 		},
 		Chains: []desired.NFTChain{{Name: "postrouting", Hook: &desired.NFTHook{Type: "nat", Hook: hookPostrouting, Priority: prioritySource}, Rules: []desired.NFTRule{
-			tables.Rule("to another pod", tables.Is(tables.Meta(expr.MetaKeyOIFNAME, 16), []byte(link.VethPrefix)...), accept),
-			tables.Rule("within its network", tables.Key(from, out), tables.In(setNear), accept),
-			tables.Rule("to many", multicast, accept),
-			tables.Rule("a pod, to elsewhere", tables.Key(from), tables.In(setPods), tables.Words{&expr.Masq{FullyRandom: true}}),
+			nft.Rule("to another pod", nft.Is(nft.Meta(expr.MetaKeyOIFNAME, 16), []byte(link.VethPrefix)...), accept),
+			nft.Rule("within its network", nft.Key(from, out), nft.In(setNear), accept),
+			nft.Rule("to many", multicast, accept),
+			nft.Rule("a pod, to elsewhere", nft.Key(from), nft.In(setPods), nft.Words{&expr.Masq{FullyRandom: true}}),
 		}}},
 	}, "masquerading of pods", layout)
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/nft"
 	"github.com/google/nftables/expr"
 )
 
@@ -34,11 +35,7 @@ const (
 	priorityMasquerade                      = 120
 )
 
-const (
-	ctDNAT    = 1 << 5 // IPS_DST_NAT
-	udp       = 17
-	linkBytes = 16 // IFNAMSIZ
-)
+const udp = 17 // IANA
 
 // family holds what differs between IPv4 and IPv6.
 type family struct {
@@ -92,13 +89,13 @@ func Table(nf desired.NFTFamily, r *Rules) (desired.NFTTable, []desired.NFTEleme
 }
 
 func (f family) masquerading(r *Rules) (rules []desired.NFTRule) {
-	masquerade := words{&expr.Masq{FullyRandom: !r.SamePorts}}
-	marked := rule("whoever marked it replaces the source", flagged(&expr.Meta{Key: expr.MetaKeyMARK, Register: register0}, Mark), words{&expr.Verdict{Kind: expr.VerdictReturn}})
+	masquerade := nft.Words{&expr.Masq{FullyRandom: !r.SamePorts}}
+	marked := nft.Rule("whoever marked it replaces the source", nft.AnyBit(nft.Mark, Mark), nft.Return())
 	if r.Masquerade {
-		rules = append(rules, rule("pods to the world outside", f.source(setPods, true), f.destination(setOwn, false), f.unicast(), masquerade))
+		rules = append(rules, nft.Rule("pods to the world outside", f.source(setPods, true), f.destination(setOwn, false), f.unicast(), masquerade))
 	}
 	if r.Overlay.Links != "" {
-		rules = append(rules, rule("by a tunnel: only pods by their own addresses", link(expr.MetaKeyOIFNAME, r.Overlay.Links),
+		rules = append(rules, nft.Rule("by a tunnel: only pods by their own addresses", nft.LinkPrefix(expr.MetaKeyOIFNAME, r.Overlay.Links),
 			f.source(setCluster, false), f.destination(setCluster, true), masquerade))
 	}
 	if len(rules) > 0 {
@@ -112,23 +109,23 @@ func (f family) masquerading(r *Rules) (rules []desired.NFTRule) {
 // had sent it. So are those that a service has translated, since whoever may write endpoints chooses where they go,
 // and those that come out of the overlay itself.
 func (f family) guard(r *Rules, hook uint32) (rules []desired.NFTRule) {
-	drop := words{&expr.Verdict{Kind: expr.VerdictDrop}}
-	var kinds []words
+	drop := nft.Drop()
+	var kinds []nft.Words
 	if port := r.Overlay.UDPPort; port != 0 {
-		kinds = append(kinds, slices.Concat(is(protocol, udp), is(destinationPort, binary.BigEndian.AppendUint16(nil, port)...)))
+		kinds = append(kinds, slices.Concat(nft.Is(nft.Protocol, udp), nft.Is(nft.DestinationPort, binary.BigEndian.AppendUint16(nil, port)...)))
 	}
 	for _, p := range f.protocols(r.Overlay) {
-		kinds = append(kinds, is(protocol, p))
+		kinds = append(kinds, nft.Is(nft.Protocol, p))
 	}
 	for _, kind := range kinds {
 		for _, to := range f.forbidden(r, hook) {
-			rules = append(rules, rule("a pod makes no packets of the overlay", kind, f.source(setPods, true), to, drop))
+			rules = append(rules, nft.Rule("a pod makes no packets of the overlay", kind, f.source(setPods, true), to, drop))
 			if r.Overlay.Tracked {
-				rules = append(rules, rule("no service leads to the overlay", kind, flagged(&expr.Ct{Key: expr.CtKeySTATUS, Register: register0}, ctDNAT), to, drop))
+				rules = append(rules, nft.Rule("no service leads to the overlay", kind, nft.Translated(), to, drop))
 			}
 		}
 		if hook == hookInput && r.Overlay.Links != "" {
-			rules = append(rules, rule("the overlay carries none of its own", kind, link(expr.MetaKeyIIFNAME, r.Overlay.Links), drop))
+			rules = append(rules, nft.Rule("the overlay carries none of its own", kind, nft.LinkPrefix(expr.MetaKeyIIFNAME, r.Overlay.Links), drop))
 		}
 	}
 	return rules
@@ -136,14 +133,14 @@ func (f family) guard(r *Rules, hook uint32) (rules []desired.NFTRule) {
 
 // forbidden matches the destinations that nobody but nodes sends packets of the overlay to. What a pod says cannot be taken for a
 // node's where contents tell: then it may still be a burden to nodes, but is its own business elsewhere.
-func (f family) forbidden(r *Rules, hook uint32) []words {
+func (f family) forbidden(r *Rules, hook uint32) []nft.Words {
 	switch {
 	case hook == hookInput:
-		return []words{nil}
+		return []nft.Words{nil}
 	case r.Overlay.Authentic:
-		return []words{f.destination(setNodes, true)}
+		return []nft.Words{f.destination(setNodes, true)}
 	}
-	return []words{f.destination(setNodes, true), f.destination(setCluster, false)}
+	return []nft.Words{f.destination(setNodes, true), f.destination(setCluster, false)}
 }
 
 func layout(t *desired.NFTTable) string {
@@ -161,56 +158,19 @@ func layout(t *desired.NFTTable) string {
 	return fmt.Sprintf("Braid egress, layout %x", h.Sum(nil)[:8])
 }
 
-// words are a part of a rule.
-type words []expr.Any
+func (f family) source(set string, in bool) nft.Words      { return f.address(f.saddr, set, in) }
+func (f family) destination(set string, in bool) nft.Words { return f.address(f.daddr, set, in) }
 
-// register0 is NFT_REG32_00.
-const register0 = 8
-
-func rule(comment string, parts ...words) desired.NFTRule {
-	return desired.NFTRule{Comment: comment, Exprs: slices.Concat(parts...)}
-}
-
-// field loads something into the first register.
-type field = expr.Any
-
-var (
-	protocol        field = &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register0}
-	destinationPort field = &expr.Payload{DestRegister: register0, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}
-)
-
-func is(f field, value ...byte) words {
-	return words{f, &expr.Cmp{Op: expr.CmpOpEq, Register: register0, Data: value}}
-}
-
-// flagged matches when a number has a bit.
-func flagged(f field, bit uint32) words {
-	zero := make([]byte, 4)
-	return words{f, &expr.Bitwise{SourceRegister: register0, DestRegister: register0, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, bit), Xor: zero},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: register0, Data: zero}}
-}
-
-// link matches devices whose names begin so.
-func link(which expr.MetaKey, begin string) words {
-	return is(&expr.Meta{Key: which, Register: register0}, []byte(begin[:min(len(begin), linkBytes)])...)
-}
-
-func (f family) source(set string, in bool) words      { return f.address(f.saddr, set, in) }
-func (f family) destination(set string, in bool) words { return f.address(f.daddr, set, in) }
-
-func (f family) address(offset uint32, set string, in bool) words {
-	return words{&expr.Payload{DestRegister: register0, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(f.addr.Bytes)},
-		&expr.Lookup{SourceRegister: register0, SetName: set, Invert: !in}}
+func (f family) address(offset uint32, set string, in bool) nft.Words {
+	w := nft.Key(nft.Payload(expr.PayloadBaseNetworkHeader, offset, uint32(f.addr.Bytes)))
+	if in {
+		return append(w, nft.In(set)...)
+	}
+	return append(w, nft.NotIn(set)...)
 }
 
 // unicast matches destinations that are no multicast group.
-func (f family) unicast() words {
-	group := f.multicast.Addr().AsSlice()
-	mask := make([]byte, len(group))
-	for i := range f.multicast.Bits() {
-		mask[i/8] |= 0x80 >> (i % 8)
-	}
-	return words{&expr.Payload{DestRegister: register0, Base: expr.PayloadBaseNetworkHeader, Offset: f.daddr, Len: uint32(len(group))},
-		&expr.Bitwise{SourceRegister: register0, DestRegister: register0, Len: uint32(len(group)), Mask: mask, Xor: make([]byte, len(group))},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: register0, Data: group}}
+func (f family) unicast() nft.Words {
+	group := f.multicast
+	return nft.Outside(nft.Payload(expr.PayloadBaseNetworkHeader, f.daddr, uint32(group.Addr().BitLen()/8)), group)
 }

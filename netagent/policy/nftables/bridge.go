@@ -4,6 +4,7 @@ import (
 	"net"
 
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/nft"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 )
@@ -24,19 +25,19 @@ const setGateways = "gateways"
 // neighbour is the gateway. Without a gateway, while there is no bridge, nothing passes.
 func Bridge(o Options, gateway net.HardwareAddr) (desired.NFTTable, []desired.NFTElement) {
 	// Pods' links go by their names, since not every kernel can name the bridge of a port (module nft_meta_bridge).
-	bridge := is(func(reg uint32) (expr.Any, uint32) { return &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg}, 16 }, []byte(o.Links)...)
-	ether := func(kind uint16) words {
-		return is(func(reg uint32) (expr.Any, uint32) { return &expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: reg}, 2 }, binaryutil.BigEndian.PutUint16(kind)...)
+	bridge := nft.LinkPrefix(expr.MetaKeyIIFNAME, o.Links)
+	ether := func(kind uint16) nft.Words {
+		return nft.Is(nft.Meta(expr.MetaKeyPROTOCOL, 2), binaryutil.BigEndian.PutUint16(kind)...)
 	}
-	toGateway := append(key(payload(expr.PayloadBaseLLHeader, 0, 6)), in(setGateways)...)
+	toGateway := append(nft.Key(nft.Payload(expr.PayloadBaseLLHeader, 0, 6)), nft.In(setGateways)...)
 	chain := desired.NFTChain{Name: chainFromPods, Hook: &desired.NFTHook{Type: "filter", Hook: hookBridgeIn, Priority: priorityFirst}, Rules: []desired.NFTRule{
-		rule("to the node, which knows the policies", bridge, toGateway, accept()),
-		rule("past them", bridge, ether(etherIPv4), drop()),
+		rule("to the node, which knows the policies", bridge, toGateway, nft.Accept()),
+		rule("past them", bridge, ether(etherIPv4), nft.Drop()),
 	}}
 	for _, m := range toNode {
-		chain.Rules = append(chain.Rules, rule("neighbours", bridge, ether(etherIPv6), is(protocol, icmpv6), is(messageType, m), accept()))
+		chain.Rules = append(chain.Rules, rule("neighbours", bridge, ether(etherIPv6), nft.Is(nft.Protocol, icmpv6), nft.Is(nft.MessageType, m), nft.Accept()))
 	}
-	chain.Rules = append(chain.Rules, rule("past them", bridge, ether(etherIPv6), drop()))
+	chain.Rules = append(chain.Rules, rule("past them", bridge, ether(etherIPv6), nft.Drop()))
 	t := desired.NFTTable{Family: desired.NFTBridge, Name: TableName, Owned: o.Owned, Chains: []desired.NFTChain{chain},
 		Sets: []desired.NFTSet{{Name: setGateways, Key: []desired.NFTType{desired.NFTEtherAddr}, Comment: "of the node on the pods' bridge"}}}
 	t.Comment = layout(&t)

@@ -21,6 +21,7 @@ import (
 	"fmt"
 
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/nft"
 	"github.com/braidnet/braid/netagent/policy"
 	"github.com/google/nftables/expr"
 )
@@ -50,13 +51,8 @@ const (
 	priorityFilter = 0
 )
 
-// Kernel numbers the rules compare with.
-const (
-	ctEstablished, ctRelated = 1 << 1, 1 << 2 // NF_CT_STATE_BIT of IP_CT_ESTABLISHED and IP_CT_RELATED
-	ctDNAT                   = 1 << 5         // IPS_DST_NAT
-	rejectICMP, rejectReset  = 0, 1           // NFT_REJECT_…
-	tcp, icmpv6              = 6, 58
-)
+// Transport protocols (IANA).
+const tcp, icmpv6 = 6, 58
 
 // Messages that IPv6 cannot do without (RFC 4890 §4.4.1): multicast listener reports to the node, and neighbour discovery.
 var (
@@ -91,19 +87,19 @@ var families = map[desired.NFTFamily]family{
 func Skeleton(nf desired.NFTFamily, o Options) desired.NFTTable {
 	f := families[nf]
 	verdict, addr := []desired.NFTType{desired.NFTVerdict}, []desired.NFTType{f.addr}
-	from := link(expr.MetaKeyIIFNAME, o.Bridge)
+	from := nft.Link(expr.MetaKeyIIFNAME, o.Bridge)
 	hook := func(number uint32, priority int32) *desired.NFTHook {
 		return &desired.NFTHook{Type: "filter", Hook: number, Priority: priority}
 	}
 	refuse := desired.NFTChain{Name: chainRefuse, Rules: []desired.NFTRule{
 		// Where br_netfilter is at work, what a pod sends bears the mark of the bridge, and a reset would go straight back to
 		// the sender with the pod's address as its source instead of the service's.
-		rule("refuse at once, through the translation of services", from, translated(), words{&expr.Reject{Type: rejectICMP, Code: f.prohibited}}),
-		rule("refuse at once", is(protocol, tcp), words{&expr.Reject{Type: rejectReset}}),
-		rule("refuse at once", words{&expr.Reject{Type: rejectICMP, Code: f.prohibited}}),
+		rule("refuse at once, through the translation of services", from, nft.Translated(), nft.Words{&expr.Reject{Type: nft.RejectICMP, Code: f.prohibited}}),
+		rule("refuse at once", nft.Is(nft.Protocol, tcp), nft.Words{&expr.Reject{Type: nft.RejectReset}}),
+		rule("refuse at once", nft.Words{&expr.Reject{Type: nft.RejectICMP, Code: f.prohibited}}),
 	}}
 	if o.Drop {
-		refuse.Rules = []desired.NFTRule{rule("drop", drop())}
+		refuse.Rules = []desired.NFTRule{rule("drop", nft.Drop())}
 	}
 	t := desired.NFTTable{Family: nf, Name: TableName, Owned: o.Owned,
 		Sets: []desired.NFTSet{
@@ -112,14 +108,14 @@ func Skeleton(nf desired.NFTFamily, o Options) desired.NFTTable {
 		},
 		Chains: []desired.NFTChain{
 			{Name: chainFromPods, Hook: hook(hookForward, priorityFilter), Rules: f.entry(discovery,
-				o.pods(expr.MetaKeyIIFNAME, "a pod's", key(f.source()), mapEgress, chainNobodys)...)},
+				o.pods(expr.MetaKeyIIFNAME, "a pod's", nft.Key(f.source()), mapEgress, chainNobodys)...)},
 			{Name: chainToPods, Hook: hook(hookForward, priorityFilter+1), Rules: f.entry(discovery,
-				o.pods(expr.MetaKeyOIFNAME, "to a pod", key(f.destination()), mapIngress, chainToNobody)...)},
+				o.pods(expr.MetaKeyOIFNAME, "to a pod", nft.Key(f.destination()), mapIngress, chainToNobody)...)},
 			{Name: chainToNode, Hook: hook(hookInput, priorityFilter), Rules: f.entry(toNode,
-				o.pods(expr.MetaKeyIIFNAME, "a pod's", key(f.source()), mapEgress, chainNobodys)...)},
+				o.pods(expr.MetaKeyIIFNAME, "a pod's", nft.Key(f.source()), mapEgress, chainNobodys)...)},
 			{Name: chainNobodys, Rules: o.deny(policy.Mark{Direction: policy.Egress}, "a pod's that is not known")},
 			{Name: chainToNobody, Rules: o.deny(policy.Mark{Direction: policy.Ingress}, "to a pod that is not known")},
-			{Name: chainOpen, Rules: []desired.NFTRule{rule("no policy isolates the pod", accept())}},
+			{Name: chainOpen, Rules: []desired.NFTRule{rule("no policy isolates the pod", nft.Accept())}},
 			refuse,
 		},
 	}
@@ -129,13 +125,13 @@ func Skeleton(nf desired.NFTFamily, o Options) desired.NFTTable {
 
 // pods looks up what isolates a pod, in what passes the pods' bridge or a routed pod's link; who is not known goes on
 // in another chain.
-func (o Options) pods(side expr.MetaKey, about string, address words, in, unknown string) (out []desired.NFTRule) {
-	links := []words{link(side, o.Bridge)}
+func (o Options) pods(side expr.MetaKey, about string, address nft.Words, in, unknown string) (out []desired.NFTRule) {
+	links := []nft.Words{nft.Link(side, o.Bridge)}
 	if o.Links != "" {
-		links = append(links, is(func(reg uint32) (expr.Any, uint32) { return &expr.Meta{Key: side, Register: reg}, 16 }, []byte(o.Links)...))
+		links = append(links, nft.LinkPrefix(side, o.Links))
 	}
 	for _, l := range links {
-		out = append(out, rule(about+": what isolates it", l, address, verdictOf(in)), rule(about+" that is not known", l, goTo(unknown)))
+		out = append(out, rule(about+": what isolates it", l, address, nft.VerdictOf(in)), rule(about+" that is not known", l, nft.Goto(unknown)))
 	}
 	return out
 }
@@ -163,10 +159,10 @@ func layout(t *desired.NFTTable) string {
 
 // entry begins a base chain with what policy has no say in, and goes on with rules.
 func (f family) entry(messages []byte, rules ...desired.NFTRule) (out []desired.NFTRule) {
-	out = append(out, rule("replies, and errors about what was allowed", state(ctEstablished|ctRelated), accept()))
+	out = append(out, rule("replies, and errors about what was allowed", nft.State(nft.CtEstablished|nft.CtRelated), nft.Accept()))
 	if f.nft == desired.NFTIPv6 {
 		for _, m := range messages {
-			out = append(out, rule("neighbours", is(protocol, icmpv6), is(messageType, m), accept()))
+			out = append(out, rule("neighbours", nft.Is(nft.Protocol, icmpv6), nft.Is(nft.MessageType, m), nft.Accept()))
 		}
 	}
 	return append(out, rules...)

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/nft"
 	"github.com/braidnet/braid/netagent/policy"
 	"github.com/google/nftables/expr"
 )
@@ -82,7 +83,7 @@ func (o Options) list(c *policy.Chain) desired.NFTChain {
 	out := desired.NFTChain{Name: chainName(c)}
 	for _, tier := range c.Tiers {
 		for _, s := range tier.Sections {
-			out.Rules = append(out.Rules, rule("policy "+s.Policy.String(), jump(sectionName(s.ID))))
+			out.Rules = append(out.Rules, rule("policy "+s.Policy.String(), nft.Jump(sectionName(s.ID))))
 		}
 	}
 	out.Rules = append(out.Rules, o.deny(policy.MarkOf(c), "no rule matches: "+c.Policies())...)
@@ -92,16 +93,16 @@ func (o Options) list(c *policy.Chain) desired.NFTChain {
 // deny are the rules at the end of a chain: a packet is told of, counted, and refused unless it is only audited.
 func (o Options) deny(m policy.Mark, why string) (out []desired.NFTRule) {
 	if o.Log {
-		out = append(out, rule("tell of it", words{
+		out = append(out, rule("tell of it", nft.Words{
 			&expr.Limit{Type: expr.LimitTypePkts, Rate: policy.LogRate, Unit: expr.LimitTimeSecond, Burst: policy.LogBurst},
 			&expr.Log{Key: logFields, Group: policy.LogGroup, Snaplen: policy.LogBytes, Data: []byte(m.String())},
 		}))
 	}
-	verdict := goTo(chainRefuse)
+	verdict := nft.Goto(chainRefuse)
 	if m.Audit {
-		verdict = accept()
+		verdict = nft.Accept()
 	}
-	return append(out, rule(why, words{&expr.Counter{}}, verdict))
+	return append(out, rule(why, nft.Words{&expr.Counter{}}, verdict))
 }
 
 // CountingChain is the chain whose last rule counts the packets of a mark.
@@ -125,14 +126,14 @@ func (f family) section(s *policy.Section) []desired.NFTChain {
 		r := &s.Rules[i]
 		about := fmt.Sprintf("%s %s rule %d", s.Policy.Key, s.Direction, r.Index)
 		peers, ports := f.peers(s.Direction, r), f.ports(r)
-		verdict := accept()
+		verdict := nft.Accept()
 		if len(peers) > 1 && len(ports) > 1 {
 			sub := desired.NFTChain{Name: fmt.Sprintf("%s-%d", main.Name, r.Index)}
 			for _, p := range ports {
-				sub.Rules = append(sub.Rules, allow(about, p, accept()))
+				sub.Rules = append(sub.Rules, allow(about, p, nft.Accept()))
 			}
 			out = append(out, sub)
-			ports, verdict = []words{nil}, jump(sub.Name)
+			ports, verdict = []nft.Words{nil}, nft.Jump(sub.Name)
 		}
 		for _, peer := range peers {
 			for _, port := range ports {
@@ -145,43 +146,43 @@ func (f family) section(s *policy.Section) []desired.NFTChain {
 
 // allow is a rule of a policy. Its comment has a digest of what it does, since comments are what tells
 // whether the kernel still has our rules.
-func allow(about string, parts ...words) desired.NFTRule {
+func allow(about string, parts ...nft.Words) desired.NFTRule {
 	r := rule("", parts...)
 	r.Comment = clip(digest(r) + " " + about)
 	return r
 }
 
 // peers are the ways in which the other end can match: none when it cannot.
-func (f family) peers(dir policy.Direction, r *policy.Rule) (out []words) {
+func (f family) peers(dir policy.Direction, r *policy.Rule) (out []nft.Words) {
 	if r.AnyPeer {
-		return []words{nil}
+		return []nft.Words{nil}
 	}
 	other := f.source()
 	if dir == policy.Egress {
 		other = f.destination()
 	}
 	for _, s := range r.Peers {
-		out = append(out, append(key(other), in(setName(s))...))
+		out = append(out, append(nft.Key(other), nft.In(setName(s))...))
 	}
 	return out
 }
 
 // ports are the ways in which the destination's port can match.
-func (f family) ports(r *policy.Rule) (out []words) {
+func (f family) ports(r *policy.Rule) (out []nft.Words) {
 	if r.AnyPort {
-		return []words{nil}
+		return []nft.Words{nil}
 	}
 	for _, p := range r.Ports {
-		w := is(protocol, byte(p.Protocol))
+		w := nft.Is(nft.Protocol, byte(p.Protocol))
 		if p.From > 0 || p.To < 65535 {
 			w = append(w, between(p.From, p.To)...)
 		}
 		out = append(out, w)
 	}
 	for _, s := range r.Named {
-		w := is(protocol, byte(s.Protocol))
-		w = append(w, key(f.destination(), destinationPort)...)
-		out = append(out, append(w, in(setName(s))...))
+		w := nft.Is(nft.Protocol, byte(s.Protocol))
+		w = append(w, nft.Key(f.destination(), nft.DestinationPort)...)
+		out = append(out, append(w, nft.In(setName(s))...))
 	}
 	return out
 }

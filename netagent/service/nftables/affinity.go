@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/nft"
 	"github.com/braidnet/braid/netagent/service"
 	"github.com/google/nftables/expr"
 )
@@ -22,7 +23,7 @@ func session(f *service.Frontend) uint32 {
 	return binary.BigEndian.Uint32(h[:])
 }
 
-// registers of the rules below, counted from register0, for addresses of n registers (1 or 4). Side by
+// registers of the rules below, counted from the first, for addresses of n registers (1 or 4). Side by
 // side stand the keys of the set usable and of the memory; with IPv6 they fill all sixteen:
 //
 //	0 … n+1     frontend: address, protocol, port; without address for node ports, from n on
@@ -37,7 +38,7 @@ type registers struct{ front, backend, client, session uint32 }
 
 func (f family) registers(node bool) registers {
 	n := uint32(f.addr.Bytes) / 4
-	r := registers{front: register0, backend: register0 + n + 2, client: register0 + 15 - n, session: register0 + 15}
+	r := registers{front: nft.Register0, backend: nft.Register0 + n + 2, client: nft.Register0 + 15 - n, session: nft.Register0 + 15}
 	if node {
 		r.front += n
 	}
@@ -65,11 +66,11 @@ func (f family) remember(p, forgetful Pick) []desired.NFTRule {
 	recall = append(recall, f.translate(r.backend)...)
 	stale := append(f.recall(p, r), &unusable, change(dynsetDelete, r.client, filling)) // the data counts for nothing, but a map asks for it
 	return []desired.NFTRule{
-		rule("the backend that the client had before", recall),
-		rule("it left: forget it", stale),
-		rule("remember one of the backends at random", f.draw(p, r), tokens{change(dynsetAdd, register0, r.backend)}),
-		rule("the backend just remembered", recall),
-		rule("no room to remember", goTo(forgetful.chain())),
+		nft.Rule("the backend that the client had before", recall),
+		nft.Rule("it left: forget it", stale),
+		nft.Rule("remember one of the backends at random", f.draw(p, r), nft.Words{change(dynsetAdd, nft.Register0, r.backend)}),
+		nft.Rule("the backend just remembered", recall),
+		nft.Rule("no room to remember", nft.Goto(forgetful.chain())),
 	}
 }
 
@@ -83,34 +84,34 @@ func (p Pick) usable() string {
 }
 
 // number loads the session's number, behind the frontend.
-func (f family) number(p Pick, r registers) tokens {
-	t := keyAt(r.front, f.front(p.node)...)
-	t = append(t, keyAt(r.session, mark)...)
+func (f family) number(p Pick, r registers) nft.Words {
+	t := nft.KeyAt(r.front, f.front(p.node)...)
+	t = append(t, nft.KeyAt(r.session, nft.Mark)...)
 	return append(t, &expr.Lookup{SourceRegister: r.front, DestRegister: r.session - 1, IsDestRegSet: true, SetName: setFor(p.node, setSessions)})
 }
 
 // recall loads the remembered backend, behind the frontend.
-func (f family) recall(p Pick, r registers) tokens {
+func (f family) recall(p Pick, r registers) nft.Words {
 	t := f.number(p, r)
-	t = append(t, keyAt(r.client, f.source())...)
-	t = append(t, keyAt(r.backend, f.destination(), destinationPort)...)
+	t = append(t, nft.KeyAt(r.client, f.source())...)
+	t = append(t, nft.KeyAt(r.backend, f.destination(), nft.DestinationPort)...)
 	t = append(t, &expr.Lookup{SourceRegister: r.client, DestRegister: r.backend - 1, IsDestRegSet: true, SetName: setAffinity})
-	return append(t, keyAt(r.backend-1, destinationPort)...)
+	return append(t, nft.KeyAt(r.backend-1, nft.DestinationPort)...)
 }
 
 // draw loads the memory's key into registers 0 … n, and what it is to hold into those from r.backend on: the
 // port that was asked for, as filling, and a backend at random.
-func (f family) draw(p Pick, r registers) tokens {
+func (f family) draw(p Pick, r registers) nft.Words {
 	n := uint32(f.addr.Bytes) / 4
 	t := f.number(p, r)
-	t = append(t, keyAt(r.backend, draw(p.backends, p.firstSlot()))...)
-	t = append(t, &expr.Lookup{SourceRegister: r.front, DestRegister: register0 + 1, IsDestRegSet: true, SetName: setFor(p.node, setSlots)})
-	t = append(t, keyAt(register0, destinationPort)...)
-	t = append(t, keyAt(r.backend+1, f.destination(), destinationPort)...)
+	t = append(t, nft.KeyAt(r.backend, draw(p.backends, p.firstSlot()))...)
+	t = append(t, &expr.Lookup{SourceRegister: r.front, DestRegister: nft.Register0 + 1, IsDestRegSet: true, SetName: setFor(p.node, setSlots)})
+	t = append(t, nft.KeyAt(nft.Register0, nft.DestinationPort)...)
+	t = append(t, nft.KeyAt(r.backend+1, f.destination(), nft.DestinationPort)...)
 	// Turned over twice, the bytes are as before, and elsewhere. (Operations on bits are shorter.)
 	t = append(t,
-		&expr.Byteorder{SourceRegister: register0, DestRegister: r.backend, Op: expr.ByteorderHton, Len: 4 * (n + 2), Size: 4},
+		&expr.Byteorder{SourceRegister: nft.Register0, DestRegister: r.backend, Op: expr.ByteorderHton, Len: 4 * (n + 2), Size: 4},
 		&expr.Byteorder{SourceRegister: r.backend, DestRegister: r.backend, Op: expr.ByteorderHton, Len: 4 * (n + 2), Size: 4})
-	t = append(t, keyAt(register0, f.source())...)
-	return append(t, &expr.Bitwise{SourceRegister: r.session, DestRegister: register0 + n, Len: 4, Mask: native(1<<32 - 1), Xor: native(0)})
+	t = append(t, nft.KeyAt(nft.Register0, f.source())...)
+	return append(t, &expr.Bitwise{SourceRegister: r.session, DestRegister: nft.Register0 + n, Len: 4, Mask: nft.Native(1<<32 - 1), Xor: nft.Native(0)})
 }

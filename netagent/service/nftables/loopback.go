@@ -6,6 +6,7 @@ import (
 	"github.com/google/nftables/expr"
 
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/nft"
 	"github.com/braidnet/braid/netagent/service"
 )
 
@@ -21,10 +22,10 @@ func loopbackServed(f desired.NFTFamily, net service.Net) bool {
 // so nobody's translation comes before it, and replies, which are not translated back yet, pass.
 func loopbackChain(nf desired.NFTFamily) desired.NFTChain {
 	f := families[nf]
-	elsewhere := tokens{&expr.Meta{Key: expr.MetaKeyIIF, Register: register0}, notEqual(native(loopbackIndex))[0]}
+	elsewhere := append(nft.Key(nft.Meta(expr.MetaKeyIIF, 4)), nft.NotEqual(nft.Native(loopbackIndex))...)
 	return desired.NFTChain{Name: chainLoopback, Hook: &desired.NFTHook{Type: "filter", Hook: hookPrerouting, Priority: priorityRaw}, Rules: []desired.NFTRule{
-		rule("from elsewhere to a loopback address", elsewhere, f.towards(f.loopback), drop()),
-		rule("from elsewhere with a loopback address", elsewhere, within(key(f.source()), f.loopback), drop()),
+		nft.Rule("from elsewhere to a loopback address", elsewhere, f.towards(f.loopback), nft.Drop()),
+		nft.Rule("from elsewhere with a loopback address", elsewhere, nft.Within(f.source(), f.loopback), nft.Drop()),
 	}}
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/nft"
 	"github.com/braidnet/braid/netagent/service"
 )
 
@@ -123,11 +124,11 @@ func (p Pick) firstSlot() uint32 {
 }
 
 // front are the fields by which packets find a frontend.
-func (f family) front(node bool) []field {
+func (f family) front(node bool) []nft.Field {
 	if node {
-		return []field{protocol, destinationPort}
+		return []nft.Field{nft.Protocol, nft.DestinationPort}
 	}
-	return []field{f.destination(), protocol, destinationPort}
+	return []nft.Field{f.destination(), nft.Protocol, nft.DestinationPort}
 }
 
 // Chains are the pick's chain and those it leads to, these first. The chains for a single backend
@@ -157,21 +158,21 @@ func (p Pick) entry() desired.NFTChain {
 	var rules []desired.NFTRule
 	switch p.word {
 	case wordPick:
-		rules = append(rules, rule("whoever is no pod of this node: masquerade", jump(chainForeign)))
+		rules = append(rules, nft.Rule("whoever is no pod of this node: masquerade", nft.Jump(chainForeign)))
 	case wordMasquerade:
-		rules = append(rules, rule("every source: masquerade", setMark(true)))
+		rules = append(rules, nft.Rule("every source: masquerade", setMark(true)))
 	case wordOutside:
-		inside := append(key(f.front(p.node)...), verdict(setFor(p.node, setInside))...)
+		inside := append(nft.Key(f.front(p.node)...), nft.VerdictOf(setFor(p.node, setInside))...)
 		rules = append(rules,
-			rule("who is who: pods of this node stay without a mark", jump(chainForeign)),
-			rule("pods of this node are at no distance: any backend", key(mark), noBit(MasqueradeMark), inside),
-			rule("so is the node: any backend, masqueraded", localSource(), inside),
-			rule("from outside: clients keep their address", setMark(false)))
+			nft.Rule("who is who: pods of this node stay without a mark", nft.Jump(chainForeign)),
+			nft.Rule("pods of this node are at no distance: any backend", nft.NoBit(nft.Mark, MasqueradeMark), inside),
+			nft.Rule("so is the node: any backend, masqueraded", nft.LocalSource(), inside),
+			nft.Rule("from outside: clients keep their address", setMark(false)))
 		if p.backends == 0 {
-			return desired.NFTChain{Name: p.chain(), Rules: append(rules, rule("from outside, with endpoints elsewhere only", drop()))}
+			return desired.NFTChain{Name: p.chain(), Rules: append(rules, nft.Rule("from outside, with endpoints elsewhere only", nft.Drop()))}
 		}
 	}
-	return desired.NFTChain{Name: p.chain(), Rules: append(rules, rule("", goTo(p.drawing().chain())))}
+	return desired.NFTChain{Name: p.chain(), Rules: append(rules, nft.Rule("", nft.Goto(p.drawing().chain())))}
 }
 
 // choose is the chain that draws a slot.
@@ -182,15 +183,15 @@ func (p Pick) entry() desired.NFTChain {
 // connection once tracked without translation would stay so for all its retries.
 func (p Pick) choose() desired.NFTChain {
 	f := families[p.family]
-	last := rule("no backend any more: the client's retry decides anew", drop())
+	last := nft.Rule("no backend any more: the client's retry decides anew", nft.Drop())
 	if p.backends > 1 {
 		one := p
 		one.backends = 1
-		last = rule("the backend drawn left just now", goTo(one.chain()))
+		last = nft.Rule("the backend drawn left just now", nft.Goto(one.chain()))
 	}
 	fields := append(f.front(p.node), draw(p.backends, p.firstSlot()))
 	return desired.NFTChain{Name: p.chain(), Rules: []desired.NFTRule{
-		rule("to one of the backends at random", key(fields...), mapped(setFor(p.node, setSlots)), f.translate(register0)),
+		nft.Rule("to one of the backends at random", nft.Key(fields...), nft.Mapped(setFor(p.node, setSlots)), f.translate(nft.Register0)),
 		last,
 	}}
 }

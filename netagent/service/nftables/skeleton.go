@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/nft"
 )
 
 // Netfilter hooks (include/uapi/linux/netfilter.h) and the priorities nft calls raw, dstnat and srcnat.
@@ -73,41 +74,41 @@ func (f family) chains(liberal bool) []desired.NFTChain {
 }
 
 // nodePorts are rules that lead packets to this node on to what to says about node ports.
-func (f family) nodePorts(comment string, to ...tokens) []desired.NFTRule {
-	match := []tokens{localDestination(), key(f.destination()), in(setNodeAddresses)}
-	return []desired.NFTRule{rule(comment, append(match, to...)...)}
+func (f family) nodePorts(comment string, to ...nft.Words) []desired.NFTRule {
+	match := []nft.Words{nft.LocalDestination(), nft.Key(f.destination()), nft.In(setNodeAddresses)}
+	return []desired.NFTRule{nft.Rule(comment, append(match, to...)...)}
 }
 
 // filterChains refuse connections to frontends without backends, and drop those from sources that may
 // not use the frontend. They run before translation, while packets still carry the frontend's address.
 func (f family) filterChains(liberal bool) []desired.NFTChain {
-	service, node := key(f.front(false)...), key(f.front(true)...)
+	service, node := nft.Key(f.front(false)...), nft.Key(f.front(true)...)
 	const before = priorityDNAT - 10
 	// The node's own connections to a backend that is the node itself come in again, translated, by loopback.
-	enter := []desired.NFTRule{rule("new connections: are they welcome", state(ctNew), untranslated(), goTo(chainNew))}
+	enter := []desired.NFTRule{nft.Rule("new connections: are they welcome", nft.State(nft.CtNew), nft.Untranslated(), nft.Goto(chainNew))}
 	if !liberal {
-		enter = append(enter, rule("what connection tracking cannot place", isTCP(), state(ctInvalid), goTo(chainInvalid)))
+		enter = append(enter, nft.Rule("what connection tracking cannot place", isTCP(), nft.State(nft.CtInvalid), nft.Goto(chainInvalid)))
 	}
 	return []desired.NFTChain{
 		{Name: chainRefuse, Rules: []desired.NFTRule{
-			rule("refuse at once", isTCP(), reset()),
-			rule("refuse at once", f.unreachable()),
+			nft.Rule("refuse at once", isTCP(), reset()),
+			nft.Rule("refuse at once", f.unreachable()),
 		}},
 		{Name: setFor(true, chainNoBackends), Rules: []desired.NFTRule{
-			rule("node port without endpoints", node, in(setFor(true, setRejected)), goTo(chainRefuse)),
-			rule("node port with endpoints elsewhere only", node, in(setFor(true, setDropped)), drop()),
+			nft.Rule("node port without endpoints", node, nft.In(setFor(true, setRejected)), nft.Goto(chainRefuse)),
+			nft.Rule("node port with endpoints elsewhere only", node, nft.In(setFor(true, setDropped)), nft.Drop()),
 		}},
 		{Name: setFor(true, chainNew), Rules: []desired.NFTRule{
-			rule("for some sources only: chain for these", node, verdict(setFor(true, setFiltered))),
-			rule("", goTo(setFor(true, chainNoBackends))),
+			nft.Rule("for some sources only: chain for these", node, nft.VerdictOf(setFor(true, setFiltered))),
+			nft.Rule("", nft.Goto(setFor(true, chainNoBackends))),
 		}},
 		{Name: chainNoBackends, Rules: append([]desired.NFTRule{
-			rule("service without endpoints", service, in(setRejected), goTo(chainRefuse)),
-			rule("service with endpoints elsewhere only", service, in(setDropped), drop()),
-		}, f.nodePorts("an address of this node: node ports", goTo(setFor(true, chainNew)))...)},
+			nft.Rule("service without endpoints", service, nft.In(setRejected), nft.Goto(chainRefuse)),
+			nft.Rule("service with endpoints elsewhere only", service, nft.In(setDropped), nft.Drop()),
+		}, f.nodePorts("an address of this node: node ports", nft.Goto(setFor(true, chainNew)))...)},
 		{Name: chainNew, Rules: []desired.NFTRule{
-			rule("for some sources only: chain for these", service, verdict(setFiltered)),
-			rule("", goTo(chainNoBackends)),
+			nft.Rule("for some sources only: chain for these", service, nft.VerdictOf(setFiltered)),
+			nft.Rule("", nft.Goto(chainNoBackends)),
 		}},
 		{Name: chainInvalid, Rules: f.invalid()},
 		{Name: chainFilterPrerouting, Hook: &desired.NFTHook{Type: "filter", Hook: hookPrerouting, Priority: before}, Rules: enter},
@@ -122,34 +123,34 @@ func (f family) filterChains(liberal bool) []desired.NFTChain {
 // sees one direction only, such packets are nothing special.
 func (f family) invalid() []desired.NFTRule {
 	return []desired.NFTRule{
-		rule("a pod's, perhaps a backend's", key(f.source()), in(setClusterPods), drop()),
-		rule("to a pod of this node, perhaps a backend's", key(f.destination()), in(setLocalPods), drop()),
-		rule("to a service address", key(f.destination()), in(setServiceRanges), drop()),
+		nft.Rule("a pod's, perhaps a backend's", nft.Key(f.source()), nft.In(setClusterPods), nft.Drop()),
+		nft.Rule("to a pod of this node, perhaps a backend's", nft.Key(f.destination()), nft.In(setLocalPods), nft.Drop()),
+		nft.Rule("to a service address", nft.Key(f.destination()), nft.In(setServiceRanges), nft.Drop()),
 	}
 }
 
 func (f family) natChains() []desired.NFTChain {
-	enter := []desired.NFTRule{rule("new connections to services", jump(chainServices))}
+	enter := []desired.NFTRule{nft.Rule("new connections to services", nft.Jump(chainServices))}
 	return []desired.NFTChain{
 		{Name: chainServices, Rules: append([]desired.NFTRule{
-			rule("service address: chain for its number of backends", key(f.front(false)...), verdict(setFrontends)),
-			rule("service address, but none of its ports", key(f.destination()), in(setClusterIPs), goTo(chainRefuse)),
-			rule("no service has the address", key(f.destination()), in(setServiceRanges), drop()),
-		}, f.nodePorts("node port: chain for its number of backends", key(f.front(true)...), verdict(setFor(true, setFrontends)))...)},
+			nft.Rule("service address: chain for its number of backends", nft.Key(f.front(false)...), nft.VerdictOf(setFrontends)),
+			nft.Rule("service address, but none of its ports", nft.Key(f.destination()), nft.In(setClusterIPs), nft.Goto(chainRefuse)),
+			nft.Rule("no service has the address", nft.Key(f.destination()), nft.In(setServiceRanges), nft.Drop()),
+		}, f.nodePorts("node port: chain for its number of backends", nft.Key(f.front(true)...), nft.VerdictOf(setFor(true, setFrontends)))...)},
 		{Name: chainForeign, Rules: []desired.NFTRule{
-			rule("a pod of this node, and not the node by an address among its pods'", key(f.source()), in(setPodSources), foreignSource(), leave()),
-			rule("a pod of this node, by the device it comes in by", key(inputLink), in(setPodLinks), leave()),
-			rule("all others: masquerade", setMark(true)),
+			nft.Rule("a pod of this node, and not the node by an address among its pods'", nft.Key(f.source()), nft.In(setPodSources), nft.ForeignSource(), nft.Return()),
+			nft.Rule("a pod of this node, by the device it comes in by", nft.Key(inputLink), nft.In(setPodLinks), nft.Return()),
+			nft.Rule("all others: masquerade", setMark(true)),
 		}},
 		{Name: chainPrerouting, Hook: &desired.NFTHook{Type: "nat", Hook: hookPrerouting, Priority: priorityDNAT}, Rules: enter},
 		{Name: chainOutput, Hook: &desired.NFTHook{Type: "nat", Hook: hookOutput, Priority: priorityDNAT}, Rules: enter},
 		{Name: chainMasquerade, Rules: []desired.NFTRule{
-			rule("the mark has done its work", setMark(false)),
-			rule("replace the source by the node's address", masquerade()),
+			nft.Rule("the mark has done its work", setMark(false)),
+			nft.Rule("replace the source by the node's address", masquerade()),
 		}},
 		{Name: chainPostrouting, Hook: &desired.NFTHook{Type: "nat", Hook: hookPostrouting, Priority: prioritySNAT}, Rules: []desired.NFTRule{
-			rule("service connections whose replies must come back through here", key(mark), anyBit(MasqueradeMark), goTo(chainMasquerade)),
-			rule("a backend that reaches itself through a service", key(f.source(), f.destination()), in(setHairpins), destinationTranslated(), goTo(chainMasquerade)),
+			nft.Rule("service connections whose replies must come back through here", nft.AnyBit(nft.Mark, MasqueradeMark), nft.Goto(chainMasquerade)),
+			nft.Rule("a backend that reaches itself through a service", nft.Key(f.source(), f.destination()), nft.In(setHairpins), nft.Translated(), nft.Goto(chainMasquerade)),
 		}},
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/nft"
 	"github.com/braidnet/braid/netagent/service"
 )
 
@@ -41,9 +42,9 @@ func sourcesChain(nf desired.NFTFamily, node bool, list []netip.Prefix) desired.
 	c := desired.NFTChain{Name: sourcesName(node, list)}
 	for _, p := range list {
 		if familyOf(p.Addr()) == nf {
-			c.Rules = append(c.Rules, rule("welcome: "+p.String(), within(key(f.source()), p), goTo(setFor(node, chainNoBackends))))
+			c.Rules = append(c.Rules, nft.Rule("welcome: "+p.String(), nft.Within(f.source(), p), nft.Goto(setFor(node, chainNoBackends))))
 		}
 	}
-	c.Rules = append(c.Rules, rule("no others", drop()))
+	c.Rules = append(c.Rules, nft.Rule("no others", nft.Drop()))
 	return c
 }

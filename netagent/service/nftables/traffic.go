@@ -4,6 +4,7 @@ import (
 	"github.com/google/nftables/expr"
 
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/nft"
 	"github.com/braidnet/braid/netagent/service"
 )
 
@@ -58,27 +59,27 @@ func TrafficSkeleton(nf desired.NFTFamily) desired.NFTTable {
 		}
 	}
 	count := func(set string) []desired.NFTRule {
-		began := []field{f.originalDestination, protocol, originalPort}
+		began := []nft.Field{f.originalDestination, nft.Protocol, originalPort}
 		return []desired.NFTRule{
-			rule("by the address that the client asked for", key(began...), in(set), leave()),
-			rule("or the node port", key(began[1:]...), in(setFor(true, set))),
+			nft.Rule("by the address that the client asked for", nft.Key(began...), nft.In(set), nft.Return()),
+			nft.Rule("or the node port", nft.Key(began[1:]...), nft.In(setFor(true, set))),
 		}
 	}
-	reply := tokens{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: register0}, equal([]byte{1})[0]}
-	ownAgain := tokens{&expr.Meta{Key: expr.MetaKeyIIF, Register: register0}, equal(native(loopbackIndex))[0]}
-	enter := rule("connections that are translated", destinationTranslated(), goTo(translated))
-	begin := []desired.NFTRule{rule("what may be a service", jump(toServices))}
+	reply := nft.Words{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: nft.Register0}, nft.Equal([]byte{1})[0]}
+	ownAgain := nft.Is(nft.Meta(expr.MetaKeyIIF, 4), nft.Native(loopbackIndex)...)
+	enter := nft.Rule("connections that are translated", nft.Translated(), nft.Goto(translated))
+	begin := []desired.NFTRule{nft.Rule("what may be a service", nft.Jump(toServices))}
 	t.Chains = []desired.NFTChain{
 		{Name: toServices, Rules: []desired.NFTRule{
-			rule("service address", key(f.front(false)...), in(SetConnections), leave()),
-			rule("node port", localDestination(), key(f.front(true)...), in(setFor(true, SetConnections))),
+			nft.Rule("service address", nft.Key(f.front(false)...), nft.In(SetConnections), nft.Return()),
+			nft.Rule("node port", nft.LocalDestination(), nft.Key(f.front(true)...), nft.In(setFor(true, SetConnections))),
 		}},
 		{Name: "nat-prerouting", Hook: &desired.NFTHook{Type: "nat", Hook: hookPrerouting, Priority: priorityDNAT - 1}, Rules: begin},
 		{Name: "nat-output", Hook: &desired.NFTHook{Type: "nat", Hook: hookOutput, Priority: priorityDNAT - 1}, Rules: begin},
 		{Name: answers, Rules: count(SetPacketsOut)},
-		{Name: translated, Rules: append([]desired.NFTRule{rule("from a backend", reply, goTo(answers))}, count(SetPacketsIn)...)},
+		{Name: translated, Rules: append([]desired.NFTRule{nft.Rule("from a backend", reply, nft.Goto(answers))}, count(SetPacketsIn)...)},
 		{Name: "count-prerouting", Hook: &desired.NFTHook{Type: "filter", Hook: hookPrerouting, Priority: priorityDNAT + 10}, Rules: []desired.NFTRule{
-			rule("the node to itself: counted on the way out", ownAgain, leave()), enter}},
+			nft.Rule("the node to itself: counted on the way out", ownAgain, nft.Return()), enter}},
 		{Name: "count-output", Hook: &desired.NFTHook{Type: "filter", Hook: hookOutput, Priority: priorityDNAT + 10}, Rules: []desired.NFTRule{enter}},
 	}
 	t.Comment = "Braid traffic of services, layout " + digestOf(&t, t.Chains)
