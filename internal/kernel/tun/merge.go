@@ -19,6 +19,7 @@ type merger struct {
 
 	runs   [8]run // in use: the first n
 	n      int
+	recent int // the run that grew last, plus 1; 0 = not to be gone on with
 	single [headerLen]byte
 	one    [2]unix.Iovec
 }
@@ -49,6 +50,10 @@ type flow struct {
 // maxRun is the most packets in one: the kernel's own UDP_MAX_SEGMENTS of old, and a bound for memory.
 const maxRun = 64
 
+// dontFragment is IPv4's flag of that name, in the byte that it is in. With it the identification means
+// nothing (RFC 6864).
+const dontFragment = 0x40
+
 // maxPacket is the most bytes that an IP packet can have (for IPv6 a little less than it could).
 const maxPacket = 65535
 
@@ -69,6 +74,7 @@ func (m *merger) add(p []byte) {
 				continue
 			}
 			if mergeable && m.runs[i].extend(f) {
+				m.recent = i + 1
 				return
 			}
 			m.end(i)
@@ -92,7 +98,22 @@ func (m *merger) add(p []byte) {
 	}
 	m.runs[m.n].begin(f)
 	m.n++
+	m.recent = m.n
 }
+
+// next takes a datagram that goes on with the packet that was added last, and of which nothing else has to be
+// known: its headers say the same, so it is of the same length, sender and flow, and its checksum is partial
+// as well. That is most of what comes. The caller sees to it that both have come from one node.
+func (m *merger) next(p []byte) bool {
+	if m.recent == 0 || !m.runs[m.recent-1].follows(p) {
+		return false
+	}
+	m.runs[m.recent-1].grow(p)
+	return true
+}
+
+// fresh says that what comes next is from somebody else.
+func (m *merger) fresh() { m.recent = 0 }
 
 // flush hands everything over.
 func (m *merger) flush() {
@@ -103,6 +124,7 @@ func (m *merger) flush() {
 
 // end hands run i over and closes the gap, so that the runs stay in the order in which they began.
 func (m *merger) end(i int) {
+	m.recent = 0
 	r := &m.runs[i]
 	r.finish()
 	r.iov[0] = iovec(r.virtio[:]) // here, because runs move
@@ -169,27 +191,51 @@ func (r *run) extend(f flow) bool {
 	if !f.checked && !checksumOK(p, f.at, f.proto) {
 		return false
 	}
-	if f.proto == protoTCP {
-		r.next += uint32(n)
-		if p[f.at+13]&tcpPSH != 0 {
-			r.first[r.at+13] |= tcpPSH
-			r.closed = true
-		}
+	if f.proto == protoTCP && p[f.at+13]&tcpPSH != 0 {
+		r.first[r.at+13] |= tcpPSH
+		r.closed = true
 	}
-	r.iov = append(r.iov, iovec(p[f.headers:]))
+	r.closed = r.closed || n < r.size
+	r.grow(p)
+	return true
+}
+
+// grow adds a packet that may be added.
+func (r *run) grow(p []byte) {
+	n := len(p) - r.headers
+	r.iov = append(r.iov, iovec(p[r.headers:]))
+	r.next += uint32(n)
 	r.id++
 	r.count++
 	r.total += n
-	r.closed = r.closed || n < r.size
-	return true
+}
+
+// follows reports whether a datagram is the next packet of full size of a run with partial checksums. All of
+// its headers are compared with the first packet's, so what is known of that one is true of it.
+func (r *run) follows(p []byte) bool {
+	a, at := r.first, r.at
+	if r.closed || !r.partial || len(p) != len(a) || r.count == maxRun || r.total+r.size > maxPacket {
+		return false
+	}
+	if at == ipv4Len {
+		if [4]byte(a) != [4]byte(p) || [4]byte(a[6:]) != [4]byte(p[6:]) || [8]byte(a[12:]) != [8]byte(p[12:]) || a[6]&dontFragment == 0 && binary.BigEndian.Uint16(p[4:]) != r.id {
+			return false
+		}
+	} else if [ipv6Len]byte(a) != [ipv6Len]byte(p) {
+		return false
+	}
+	a, p = a[at:r.headers], p[at:r.headers]
+	if r.proto == protoUDP {
+		return [udpLen]byte(a) == [udpLen]byte(p)
+	}
+	return [4]byte(a) == [4]byte(p) && binary.BigEndian.Uint32(p[4:]) == r.next && bytes.Equal(a[8:], p[8:])
 }
 
 // sameHeaders compares everything of the headers that splitting repeats or counts on.
 func (r *run) sameHeaders(p []byte) bool {
 	a, at := r.first, r.at
 	if isIPv4(a) {
-		const whole = 0x40 // don't fragment: then the identification means nothing (RFC 6864)
-		if a[1] != p[1] || a[6] != p[6] || a[8] != p[8] || a[6]&whole == 0 && binary.BigEndian.Uint16(p[4:]) != r.id {
+		if a[1] != p[1] || a[6] != p[6] || a[8] != p[8] || a[6]&dontFragment == 0 && binary.BigEndian.Uint16(p[4:]) != r.id {
 			return false
 		}
 	} else if !bytes.Equal(a[:4], p[:4]) || a[7] != p[7] {

@@ -239,6 +239,9 @@ func TestPartialChecksums(t *testing.T) {
 			if tr, ok := findTransport(p); !ok || !tr.isPartial(p) {
 				t.Fatalf("%+v: packet %d: the checksum is not partial", k, i)
 			}
+			if k.is4 && sumBy(p[:ipv4Len]) != 0 {
+				t.Fatalf("%+v: packet %d: the checksum of the IPv4 header is wrong", k, i)
+			}
 		}
 		var got [][]byte
 		for _, raw := range merge(wire) {

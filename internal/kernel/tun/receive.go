@@ -30,6 +30,7 @@ type receiver struct {
 	iov      [maxReceive]unix.Iovec
 	batch    int // messages to ask for
 	n        int
+	followed uint64 // packets not yet counted
 	err      error
 	read     func(fd uintptr) bool
 }
@@ -109,11 +110,18 @@ func (r *receiver) message(t *table, from netip.AddrPort, b []byte, size int) {
 		c.stranger.Add(1)
 		return
 	}
+	r.merger.fresh()
 	for len(b) > 0 {
 		n := min(size, len(b))
-		r.packet(t, node, b[:n])
+		if r.merger.next(b[:n]) {
+			r.followed++
+		} else {
+			r.packet(t, node, b[:n])
+		}
 		b = b[n:]
 	}
+	c.received.Add(r.followed)
+	r.followed = 0
 }
 
 // packet hands one packet to the merger, when it is one that this node may have sent to us.
@@ -135,13 +143,4 @@ func (r *receiver) packet(t *table, node *hop, b []byte) {
 	default:
 		r.merger.add(p)
 	}
-}
-
-// writev is writev(2).
-func writev(fd int, iov []unix.Iovec) error {
-	_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
-	if errno != 0 {
-		return errno
-	}
-	return nil
 }

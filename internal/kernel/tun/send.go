@@ -79,7 +79,7 @@ func (s *sender) run() error {
 func (s *sender) fill(fd uintptr) bool {
 	s.packets, s.err = s.packets[:0], nil
 	for at := 0; len(s.arena)-at >= slot && len(s.packets) < maxReads; {
-		n, err := unix.Read(int(fd), s.arena[at:at+slot])
+		n, err := read(int(fd), s.arena[at:at+slot])
 		switch {
 		case errors.Is(err, unix.EAGAIN):
 			return len(s.packets) > 0
@@ -196,7 +196,7 @@ func (s *sender) lost(p []byte, g *group, err error) {
 }
 
 // fragmentable reports whether routers may cut a packet up.
-func fragmentable(p []byte) bool { return isIPv4(p) && p[6]&0x40 == 0 }
+func fragmentable(p []byte) bool { return isIPv4(p) && p[6]&dontFragment == 0 }
 
 // family gives an address family its place in arrays of this package: [0] IPv6, [1] IPv4.
 func family(is4 bool) int {

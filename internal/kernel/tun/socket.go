@@ -141,23 +141,6 @@ func (c *groupControl) received(used uint64, n int) int {
 	return n
 }
 
-// sendmmsg and recvmmsg return how many messages were moved; the descriptor does not block.
-func sendmmsg(fd int, msgs []mmsghdr) (int, error) {
-	n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&msgs[0])), uintptr(len(msgs)), 0, 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
-}
-
-func recvmmsg(fd int, msgs []mmsghdr) (int, error) {
-	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&msgs[0])), uintptr(len(msgs)), unix.MSG_DONTWAIT, 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
-}
-
 // pathMTU asks the kernel for the MTU of the way to a node, in bytes of the outer packet. The socket is
 // of the node's family and serves nothing else.
 func pathMTU(fd int, to netip.AddrPort) (int, error) {

@@ -16,6 +16,14 @@ type super struct {
 	virtio  virtio
 	headers int // length of the headers that each segment repeats; the whole packet when it is one
 	size    int // payload of a segment; 0 = the packet is one
+	same    common
+}
+
+// common is what need not be computed for each segment of full size.
+type common struct {
+	known bool
+	ip    uint64 // sum of the IPv4 header but for identification and checksum
+	rest  uint16 // the partial checksum
 }
 
 // newSuper checks what the kernel says of a packet. The packet is an IP packet by checkIP.
@@ -80,6 +88,8 @@ func (s *super) segment(i int, buf []byte, partial bool) (head, body []byte) {
 	if s.size == 0 {
 		if s.virtio.flags&needsChecksum != 0 {
 			s.finish(s.packet, nil, at, partial)
+		} else if partial {
+			keepWrong(s.packet)
 		}
 		return s.packet, nil
 	}
@@ -88,10 +98,15 @@ func (s *super) segment(i int, buf []byte, partial bool) (head, body []byte) {
 	head, body = buf[:s.headers], s.packet[from:to]
 	copy(head, s.packet)
 	total := s.headers + len(body)
+	full := to-from == s.size
 	if isIPv4(head) {
 		binary.BigEndian.PutUint16(head[2:], uint16(total))
 		binary.BigEndian.PutUint16(head[4:], binary.BigEndian.Uint16(head[4:])+uint16(i))
-		setIPv4Checksum(head, ipv4Header(head))
+		if full && s.same.known {
+			putSum(head[10:], ^fold(s.same.ip+uint64(binary.NativeEndian.Uint16(head[4:]))))
+		} else {
+			setIPv4Checksum(head, ipv4Header(head))
+		}
 	} else {
 		binary.BigEndian.PutUint16(head[4:], uint16(total-ipv6Len))
 	}
@@ -106,23 +121,38 @@ func (s *super) segment(i int, buf []byte, partial bool) (head, body []byte) {
 			head[at+13] &^= tcpFIN | tcpPSH
 		}
 	}
-	s.finish(head, body, at, partial)
+	switch {
+	case partial && full && s.same.known:
+		putSum(head[at+int(s.virtio.offset):], s.same.rest)
+	case s.finish(head, body, at, partial) && full:
+		s.learn(head, at)
+	}
 	return head, body
 }
 
-// finish computes the transport checksum of head and body, whose transport part begins at at.
-func (s *super) finish(head, body []byte, at int, partial bool) {
+// learn takes from a finished segment of full size what the others have too.
+func (s *super) learn(head []byte, at int) {
+	s.same = common{known: true, rest: binary.NativeEndian.Uint16(head[at+int(s.virtio.offset):])}
+	if isIPv4(head) {
+		s.same.ip = sum(head[12:ipv4Header(head)], uint64(binary.NativeEndian.Uint32(head)))
+		s.same.ip = sum(head[6:10], s.same.ip)
+	}
+}
+
+// finish computes the transport checksum of head and body, whose transport part begins at at. It returns
+// whether it left it partial.
+func (s *super) finish(head, body []byte, at int, partial bool) bool {
 	field := head[at+int(s.virtio.offset):]
 	if partial {
 		if t, ok := findTransport(head); ok && t.at == at && t.sum == int(s.virtio.offset) {
 			putSum(field, t.partial(head, len(head)+len(body)))
-			return
+			return true
 		}
 	}
 	if s.size == 0 {
 		// The field holds the sum of the pseudo-header already, whatever protocol this is.
 		putSum(field, nonzero(^fold(sum(head[at:], 0)), s.virtio.offset))
-		return
+		return false
 	}
 	proto := byte(protoTCP)
 	if s.virtio.gso == gsoUDP {
@@ -131,6 +161,23 @@ func (s *super) finish(head, body []byte, at int, partial bool) {
 	field[0], field[1] = 0, 0 // and the head, whose headers are multiples of four bytes, is of even length
 	acc := pseudo(head, proto, len(head)-at+len(body))
 	putSum(field, nonzero(^fold(sum(body, sum(head[at:], acc))), s.virtio.offset))
+	return false
+}
+
+// keepWrong gives a packet with a wrong checksum that happens to look partial another wrong one. The receiver
+// would have it computed, and so make good what was damaged before it came here.
+func keepWrong(p []byte) {
+	t, ok := findTransport(p)
+	if !ok || !t.isPartial(p) || checksumOK(p, t.at, t.proto) {
+		return
+	}
+	field := p[t.at+t.sum:]
+	for v := binary.NativeEndian.Uint16(field) + 1; ; v++ {
+		putSum(field, v)
+		if v != 0 && !t.isPartial(p) && !checksumOK(p, t.at, t.proto) { // 0 means none with UDP
+			return
+		}
+	}
 }
 
 // nonzero replaces a UDP checksum of zero, which would mean that there is none (RFC 768).
