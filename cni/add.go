@@ -72,7 +72,12 @@ func add(args *skel.CmdArgs) (err error) {
 // plug makes the attachment and prints the result, and notes in back how to
 // undo each step.
 func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *netns.NS, id podID) error {
-	if err := refuseExisting(pod, args); err != nil {
+	inside, err := link.OpenAt(pod.Fd())
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
+	if err := refuseExisting(inside, args); err != nil {
 		return err
 	}
 	bridge, err := prepare(conf, node)
@@ -108,11 +113,11 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 	if err := shape(back, conf, args, node); err != nil {
 		return err
 	}
-	inside, err := configure(pod, conf, args.IfName, leases)
+	podEnd, err := configure(pod, inside, conf, args.IfName, leases)
 	if err != nil {
 		return err
 	}
-	if err := meet(back, conf, node, bridge, host, inside, leases); err != nil {
+	if err := meet(back, conf, node, bridge, host, podEnd, leases); err != nil {
 		return err
 	}
 	if err := masquerade(back, conf, ownerOf(args, id.name), leases); err != nil {
@@ -124,7 +129,7 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 	if err := isolate(conf, args, id, host.Name, leases); err != nil {
 		return err
 	}
-	return types.PrintResult(result(conf, args.Netns, []link.Ref{bridge, host, inside}, leases), conf.CNIVersion)
+	return types.PrintResult(result(conf, args.Netns, []link.Ref{bridge, host, podEnd}, leases), conf.CNIVersion)
 }
 
 // prepare makes what all pods of the network share. The bridge it returns is zero where there is none.
@@ -217,13 +222,8 @@ func masquerade(back *undo, conf *config, owner tables.Owner, leases []ipam.Leas
 
 // refuseExisting keeps ADD from touching an interface that somebody else made
 // (specification, ADD: "error if an interface with the requested name exists").
-func refuseExisting(pod *netns.NS, args *skel.CmdArgs) error {
-	h, err := link.OpenAt(pod.Fd())
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	exists, err := link.HasLink(h, args.IfName)
+func refuseExisting(inside *link.Handle, args *skel.CmdArgs) error {
+	exists, err := link.HasLink(inside, args.IfName)
 	if exists {
 		return types.NewError(types.ErrInvalidEnvironmentVariables,
 			fmt.Sprintf("CNI_IFNAME is %s, which exists already in %s: expected a new name", args.IfName, args.Netns), "")
@@ -232,23 +232,18 @@ func refuseExisting(pod *netns.NS, args *skel.CmdArgs) error {
 }
 
 // configure sets up the inside of the pod.
-func configure(pod *netns.NS, conf *config, ifname string, leases []ipam.Lease) (inside link.Ref, err error) {
-	err = pod.Do(func() error {
-		h, err := link.OpenAt(-1)
-		if err != nil {
-			return err
-		}
-		defer h.Close()
+func configure(pod *netns.NS, inside *link.Handle, conf *config, ifname string, leases []ipam.Lease) (end link.Ref, err error) {
+	err = pod.Do(func() error { // for the sysctls
 		want := link.Pod{IfName: ifname, Routes: podRoutes(conf, leases), Options: conf.Options.Inside}
 		for _, l := range leases {
 			want.Addrs = append(want.Addrs, l.Addr)
 		}
-		if inside, err = link.ConfigurePod(h, want); err != nil {
+		if end, err = link.ConfigurePod(inside, want); err != nil {
 			return err
 		}
-		return link.WaitUp(link.At{Handle: h, Ref: inside})
+		return link.WaitUp(link.At{Handle: inside, Ref: end})
 	})
-	return inside, err
+	return end, err
 }
 
 // podRoutes lists the routes of a pod: its gateways directly, everything else through the first gateway of its family,

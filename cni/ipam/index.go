@@ -32,15 +32,18 @@ func (s *Store) ownersFile(o Owner) string {
 
 // now is what the stamp has to say; empty where that cannot be found out.
 func (s *Store) now() string {
-	boot, err := os.ReadFile(bootID)
-	if err != nil {
-		return ""
+	if s.boot == "" {
+		boot, err := os.ReadFile(bootID)
+		if err != nil {
+			return ""
+		}
+		s.boot = strings.TrimSpace(string(boot))
 	}
 	info, err := os.Stat(s.dir)
 	if err != nil {
 		return ""
 	}
-	return fmt.Sprintf("%s %020d\n", strings.TrimSpace(string(boot)), info.ModTime().UnixNano())
+	return fmt.Sprintf("%s %020d\n", s.boot, info.ModTime().UnixNano())
 }
 
 // indexed tells whether the index has all reservations.

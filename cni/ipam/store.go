@@ -42,6 +42,7 @@ type Store struct {
 	// fault is called before each step that changes the disk; tests fail or
 	// end the process there.
 	fault func(step string) error
+	boot  string // which this is, once it was asked for
 	// looked counts the files and folders that were looked at.
 	looked int
 }
@@ -75,34 +76,46 @@ func (s *Store) Allocate(owner Owner, sets []Set, wanted ...netip.Addr) (leases 
 	if held := s.holds(owner); len(held) > 0 {
 		return nil, fmt.Errorf("%s holds %v: %w; call DEL before ADD", owner, held, ErrHeld)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.removeAll(leases))
-			s.forget(owner)
-			leases = nil
-		}
-	}()
-	gateways, noted := gatewaysOf(sets), []netip.Addr(nil)
-	for i, set := range sets {
+	gateways, addrs := gatewaysOf(sets), []netip.Addr(nil)
+	for i, set := range sets { // which have no address in common
 		lease, err := s.choose(i, set, wanted, gateways)
 		if err != nil {
-			return leases, err
+			return nil, err
 		}
-		noted = append(noted, lease.Addr)
-		if err := s.note(owner, noted); err != nil {
-			return leases, err
+		leases, addrs = append(leases, lease), append(addrs, lease.Addr)
+	}
+	made, err := s.reserve(owner, addrs)
+	if err != nil {
+		err = errors.Join(err, s.removeAll(made))
+		s.forget(owner)
+		return nil, err
+	}
+	return leases, nil
+}
+
+// reserve makes the reservations of an owner, and says which it made also when not all could be.
+func (s *Store) reserve(owner Owner, addrs []netip.Addr) (made []netip.Addr, err error) {
+	if err := s.note(owner, addrs); err != nil {
+		return nil, err
+	}
+	for i, a := range addrs {
+		// They all say the same. So they are one file with as many names, which has to be waited for once only.
+		if i == 0 {
+			err = s.write(a.String(), owner.encode())
+		} else {
+			err = s.link(addrs[0].String(), a.String(), owner.encode())
 		}
-		if err := s.write(lease.Addr.String(), owner.encode(), true); err != nil {
-			return leases, fmt.Errorf("reserve %s for %s: %w", lease.Addr, owner, err)
+		if err != nil {
+			return made, fmt.Errorf("reserve %s for %s: %w", a, owner, err)
 		}
-		leases = append(leases, lease)
-		// Only the order of later addresses hangs on this one, so it need not
-		// wait for the disk.
-		if err := s.write(lastName+strconv.Itoa(i), lease.Addr.String(), false); err != nil {
-			return leases, fmt.Errorf("remember %s as last address: %w", lease.Addr, err)
+		made = append(made, a)
+	}
+	for i, a := range addrs {
+		if err := s.remember(i, a); err != nil {
+			return made, fmt.Errorf("remember %s as last address: %w", a, err)
 		}
 	}
-	return leases, s.syncDir()
+	return made, s.syncDir()
 }
 
 // index makes the index anew where it may lack something.
@@ -285,51 +298,6 @@ func (s *Store) last(i int) netip.Addr {
 	return addr
 }
 
-// write makes a file appear whole or not at all: the content reaches the disk
-// under another name first. With durable false only a crash of the process is
-// covered, not a power cut.
-func (s *Store) write(name, content string, durable bool) (err error) {
-	tmp := filepath.Join(s.dir, newName)
-	if err := s.fault("create " + name); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, ignoreMissing(os.Remove(tmp)))
-		}
-	}()
-	if err := s.fill(f, name, content, durable); err != nil {
-		return errors.Join(err, f.Close())
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := s.fault("rename " + name); err != nil {
-		return err
-	}
-	return os.Rename(tmp, filepath.Join(s.dir, name))
-}
-
-func (s *Store) fill(f *os.File, name, content string, durable bool) error {
-	if err := s.fault("write " + name); err != nil {
-		return err
-	}
-	if _, err := f.WriteString(content); err != nil {
-		return err
-	}
-	if !durable {
-		return nil
-	}
-	if err := s.fault("sync " + name); err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
 func (s *Store) remove(a netip.Addr) error {
 	err := s.fault("remove " + a.String())
 	if err == nil {
@@ -343,12 +311,12 @@ func (s *Store) remove(a netip.Addr) error {
 
 // removeAll undoes the reservations of a failed Allocate. It does not call
 // fault: what is tested is that this works after a fault.
-func (s *Store) removeAll(leases []Lease) error {
+func (s *Store) removeAll(made []netip.Addr) error {
 	var errs []error
-	for _, l := range leases {
-		errs = append(errs, ignoreMissing(os.Remove(filepath.Join(s.dir, l.Addr.String()))))
+	for _, a := range made {
+		errs = append(errs, ignoreMissing(os.Remove(filepath.Join(s.dir, a.String()))))
 	}
-	if len(leases) > 0 {
+	if len(made) > 0 {
 		errs = append(errs, syncFolder(s.dir))
 	}
 	return errors.Join(errs...)

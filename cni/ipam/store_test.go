@@ -227,11 +227,6 @@ func TestStoreAgainstNaiveModel(t *testing.T) {
 		for i, set := range sets {
 			if a := naivePick(set, last[i], taken[i]); a.IsValid() {
 				want = append(want, a.String())
-				if model[o.String()] == nil {
-					last[i] = a // remembered even when the other set is full
-				}
-			} else {
-				break
 			}
 		}
 		leases, err := open(dir).Allocate(o, sets)
@@ -249,7 +244,7 @@ func TestStoreAgainstNaiveModel(t *testing.T) {
 		default:
 			model[o.String()] = map[netip.Addr]bool{}
 			for i, l := range leases {
-				model[o.String()][l.Addr], taken[i][l.Addr] = true, true
+				model[o.String()][l.Addr], taken[i][l.Addr], last[i] = true, true, l.Addr
 			}
 		}
 	}
