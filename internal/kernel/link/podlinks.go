@@ -25,7 +25,7 @@ type PodLink struct {
 // where the message is of the bridge (AF_BRIDGE), which in turn has no mark.
 func ReadPodLink(l netlink.Link) (PodLink, bool) {
 	a := l.Attrs()
-	if l.Type() != "veth" || !hostVeth.MatchString(a.Name) {
+	if l.Type() != "veth" || !isOfPod(a.Name, VethPrefix) {
 		return PodLink{}, false
 	}
 	m, ok := ParseMark(a.Alias)

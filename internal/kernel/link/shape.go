@@ -29,9 +29,11 @@ type Shaping struct {
 // shapingLatency is how long a packet may wait, in seconds, besides those of a burst.
 const shapingLatency = 0.025
 
+const ifbPrefix = "bwp"
+
 // IfbName is the name of the device that what a pod sends is led through, from the same as HostVethName.
 func IfbName(containerID, ifname string) string {
-	return "bwp" + strings.TrimPrefix(HostVethName(containerID, ifname), VethPrefix)
+	return ifbPrefix + strings.TrimPrefix(HostVethName(containerID, ifname), VethPrefix)
 }
 
 // Shape puts token buckets where packets leave the node towards the pod, and, since the kernel only delays

@@ -3,7 +3,7 @@ package link
 import (
 	"fmt"
 	"net/netip"
-	"regexp"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 )
@@ -11,11 +11,11 @@ import (
 // PodBridge is the name of the bridge that pods are plugged into.
 const PodBridge = "braid0"
 
-// hostVeth is what HostVethName returns.
-var hostVeth = regexp.MustCompile(`^brd[0-9a-f]{11}$`)
-
-// ifb is what IfbName returns.
-var ifb = regexp.MustCompile(`^bwp[0-9a-f]{11}$`)
+// isOfPod tells whether a name can be one that HostVethName (VethPrefix) or IfbName (ifbPrefix) returns.
+func isOfPod(name, prefix string) bool {
+	hash, ok := strings.CutPrefix(name, prefix)
+	return ok && len(hash) == hashDigits && strings.Trim(hash, "0123456789abcdef") == ""
+}
 
 // RemovePodLinks removes the pod bridge, the host ends of pods' interfaces, with which the pods'
 // ends go, and the routes of last resort of pod CIDRs. A link of such a name that is no bridge, or no veth, is not ours and stays. It returns
@@ -27,7 +27,7 @@ func RemovePodLinks(h *netlink.Handle) (removed []string, err error) {
 	}
 	for _, l := range links {
 		name, kind := l.Attrs().Name, l.Type()
-		if (name != PodBridge || kind != "bridge") && (!hostVeth.MatchString(name) || kind != "veth") && (!ifb.MatchString(name) || kind != "ifb") {
+		if (name != PodBridge || kind != "bridge") && (!isOfPod(name, VethPrefix) || kind != "veth") && (!isOfPod(name, ifbPrefix) || kind != "ifb") {
 			continue
 		}
 		if err := h.LinkDel(l); err != nil && !IsNotFound(err) {

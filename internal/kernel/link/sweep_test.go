@@ -15,6 +15,7 @@ func TestRemovePodLinksTakesOnlyOurs(t *testing.T) {
 	ns.Exec(t, "ip", "link", "add", "brd0123456789a", "type", "veth", "peer", "name", "podend")
 	ns.Exec(t, "ip", "link", "set", "brd0123456789a", "master", "braid0")
 	ns.Exec(t, "ip", "link", "add", "brdge0", "type", "veth", "peer", "name", "other")
+	ns.Exec(t, "ip", "link", "add", "brd0123456789g", "type", "veth", "peer", "name", "third") // no hash
 	ns.Exec(t, "ip", "link", "add", "brd0123456789b", "type", "bridge")
 	ns.Exec(t, "ip", "link", "add", "bwp0123456789a", "type", "ifb")
 	ns.Exec(t, "ip", "link", "add", "bwp0123456789ab", "type", "ifb") // as another plugin names its own
@@ -41,7 +42,7 @@ func TestRemovePodLinksTakesOnlyOurs(t *testing.T) {
 		t.Errorf("routes left:\n%s", out)
 	}
 	left := ns.Exec(t, "ip", "-o", "link")
-	for _, name := range []string{"docker0", "brdge0", "other", "brd0123456789b", "bwp0123456789ab"} {
+	for _, name := range []string{"docker0", "brdge0", "other", "brd0123456789g", "brd0123456789b", "bwp0123456789ab"} {
 		if !strings.Contains(left, name) {
 			t.Errorf("%s is not ours and is gone:\n%s", name, left)
 		}

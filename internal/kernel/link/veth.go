@@ -17,6 +17,9 @@ import (
 // VethPrefix begins the names of the host ends of pod interfaces.
 const VethPrefix = "brd"
 
+// hashDigits is how many digits of a hash follow it.
+const hashDigits = 11
+
 // HostVethName is the name of the host end of a pod interface: `brd` and 11
 // hex digits of a hash, 14 of the 15 bytes a name may have. It follows from
 // what every CNI call carries, so that DEL finds the link when the pod's
@@ -24,7 +27,7 @@ const VethPrefix = "brd"
 func HostVethName(containerID, ifname string) string {
 	// Neither part may hold a slash, so no two pairs give the same text.
 	sum := sha256.Sum256([]byte(containerID + "/" + ifname))
-	return VethPrefix + hex.EncodeToString(sum[:])[:11]
+	return VethPrefix + hex.EncodeToString(sum[:])[:hashDigits]
 }
 
 // PodMAC is the hardware address of a pod interface, from the same as HostVethName: unicast and locally
