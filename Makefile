@@ -91,6 +91,12 @@ oracle: deps ## compare our CoreDNS with the stock one, query by query, our serv
 	cd test/oracle && go test -v -count=1 -timeout 40m ./cni -oracle.cases 600
 	cd test/oracle/services && go test -v -count=1 -timeout 90m . -oracle.clusters 2000
 
+# Other clusters: `make fuzz-policy ARGS="-policy.seed 7"`.
+.PHONY: fuzz-policy
+fuzz-policy: deps ## hold policies against the API's text on 10,000 random clusters: compiler, and kernel in both modes (root, 15 minutes)
+	go test -count=1 -v -timeout 120m -run 'TestDifferential|TestKernelAgrees' ./netagent/policy ./netagent/policy/nftables ./netagent/policy/iptables \
+	  -policy.worlds 10000 $(ARGS)
+
 .PHONY: bench
 bench: ## run the small benchmarks; bench-services and bench-policy measure the whole program beside a peer
 	go test -run '^$$' -bench . -benchmem ./internal/... ./netagent/... ./plugin/...

@@ -24,6 +24,7 @@ const (
 	pluginsVersion = "v1.9.1"
 	// What `make bench-policy` measures beside ours.
 	networkPoliciesVersion = "v1.1.1"
+	kubeRouterVersion      = "v2.1.0"
 )
 
 func versionKey() string {
@@ -166,7 +167,7 @@ func runBuild(ctx context.Context, args []string) error {
 
 // buildOnly makes some programs, also those that no cluster needs, and prints where they are.
 func buildOnly(ctx context.Context, o *options, names []string) error {
-	all := append(append(programs(), stockPrograms()...), networkPolicies)
+	all := append(append(programs(), stockPrograms()...), policyPeers...)
 	for _, name := range names {
 		i := slices.IndexFunc(all, func(p program) bool { return p.name == name })
 		if i < 0 {

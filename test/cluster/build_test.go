@@ -16,6 +16,7 @@ func TestVersionsAgree(t *testing.T) {
 		"cni":        {"github.com/containernetworking/plugins " + pluginsVersion},
 
 		"networkpolicies": {"sigs.k8s.io/kube-network-policies " + networkPoliciesVersion},
+		"kuberouter":      {"github.com/cloudnativelabs/kube-router/v2 " + kubeRouterVersion},
 	} {
 		data, err := os.ReadFile("build/" + module + "/go.mod")
 		if err != nil {

@@ -20,9 +20,12 @@ const (
 // stockDNS is the one of the stock programs that test images hold too: agnhost's has a CoreDNS inside.
 var stockDNS = program{name: "coredns-" + coreDNSVersion, module: "coredns", pkg: "github.com/coredns/coredns", ldflags: "-s -w", cold: 2 * time.Minute}
 
-// networkPolicies is in no cluster: it is what policy is compared with.
-var networkPolicies = program{name: "kube-network-policies-" + networkPoliciesVersion, module: "networkpolicies",
-	pkg: "sigs.k8s.io/kube-network-policies/cmd/kube-network-policies/standard", ldflags: "-s -w", cold: usualCold}
+// policyPeers are in no cluster: they are what policy is compared with.
+var policyPeers = []program{
+	{name: "kube-network-policies-" + networkPoliciesVersion, module: "networkpolicies",
+		pkg: "sigs.k8s.io/kube-network-policies/cmd/kube-network-policies/standard", ldflags: "-s -w", cold: usualCold},
+	{name: "kube-router-" + kubeRouterVersion, module: "kuberouter", pkg: ".", ldflags: "-s -w", cold: usualCold},
+}
 
 // stockPlugins are the reference CNI plugins, by their folder in the module.
 var stockPlugins = map[string]string{"bridge": "main", "host-local": "ipam", "loopback": "main", "portmap": "meta"}

@@ -131,6 +131,7 @@ var kinds = map[string]runtime.TypeMeta{
 	"nodes":           {APIVersion: "v1", Kind: "Node"},
 	"pods":            {APIVersion: "v1", Kind: "Pod"},
 	"services":        {APIVersion: "v1", Kind: "Service"},
+	"endpoints":       {APIVersion: "v1", Kind: "Endpoints"}, // of which there are none: kube-router waits for their list
 	"endpointslices":  {APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
 	"servicecidrs":    {APIVersion: "networking.k8s.io/v1", Kind: "ServiceCIDR"},
 	"networkpolicies": {APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"},

@@ -27,6 +27,7 @@ func (s shape) String() string {
 const (
 	namespaces = 50
 	apps       = 10 // in each namespace
+	otherNodes = 200
 	home       = "bench"
 )
 
@@ -90,7 +91,7 @@ func (c *cluster) client(role string) *corev1.Pod {
 
 // pod is pod i; the first are the node's.
 func (c *cluster) pod(i int) *corev1.Pod {
-	node, ip := fmt.Sprintf("node-%d", i%200), rig.Offset(farRange, 1+i)
+	node, ip := fmt.Sprintf("node-%d", i%otherNodes), rig.Offset(farRange, 1+i)
 	if i < c.local {
 		node, ip = nodeName, rig.Offset(podCIDR, 4+i)
 	}
@@ -98,11 +99,21 @@ func (c *cluster) pod(i int) *corev1.Pod {
 		"app": appName(i / namespaces), "pod-template-hash": "5d4f8c7b6d", "app.kubernetes.io/part-of": "bench"})
 }
 
+// hostOf is a node's address.
+func hostOf(node string) netip.Addr {
+	if node == nodeName {
+		return wireNode
+	}
+	var i int
+	_, _ = fmt.Sscanf(node, "node-%d", &i) // all others are called that
+	return netip.AddrFrom4([4]byte{10, 253, 0, byte(1 + i)})
+}
+
 func podObject(ns, name, node string, ip netip.Addr, id types.UID, labels map[string]string) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns, UID: id, Labels: labels},
 		Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "main", Image: "registry.example/main:1", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: podPort, Protocol: corev1.ProtocolTCP}}}}},
-		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip.String(), PodIPs: []corev1.PodIP{{IP: ip.String()}}, HostIP: wireNode.String(),
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip.String(), PodIPs: []corev1.PodIP{{IP: ip.String()}}, HostIP: hostOf(node).String(),
 			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
 	}
 }

@@ -24,7 +24,8 @@ import (
 
 // options are the flags.
 type options struct {
-	netagent, peer string
+	netagent       string
+	peers          map[string]string // programs by the names of subjects
 	policies       []int
 	pods, local    int
 	trials, rounds int
@@ -52,7 +53,7 @@ func main() {
 }
 
 func parse(args []string) (*options, error) {
-	o := &options{}
+	o := &options{peers: map[string]string{}}
 	f := flag.NewFlagSet("policy", flag.ContinueOnError)
 	policies := f.String("policies", "100,1000", "numbers of policies in the cluster, separated by commas")
 	f.IntVar(&o.pods, "pods", 5000, "pods of the cluster")
@@ -65,7 +66,6 @@ func parse(args []string) (*options, error) {
 	which := f.String("subjects", "", "regular expression of what to measure: "+strings.Join(names(), ", "))
 	parts := f.String("parts", "", "regular expression of what about them: changes, cost, large")
 	f.StringVar(&o.netagent, "netagent", "bin/netagent", "our agent")
-	f.StringVar(&o.peer, "kube-network-policies", "", "the peer (default: built from its module)")
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
@@ -94,7 +94,7 @@ func parse(args []string) (*options, error) {
 	return o, o.programs()
 }
 
-// programs finds the programs, and builds the peer when it is wanted and no place was given.
+// programs finds our program, and builds the peers that are wanted and that the kernel can run.
 func (o *options) programs() (err error) {
 	if o.netagent, err = filepath.Abs(o.netagent); err != nil {
 		return err
@@ -102,17 +102,19 @@ func (o *options) programs() (err error) {
 	if _, err := os.Stat(o.netagent); err != nil {
 		return fmt.Errorf("our agent: %w; run `make build` first, in the repository's root", err)
 	}
-	if o.peer != "" || !o.subjects.MatchString(peerName) {
-		return nil
+	for _, s := range subjects(o) {
+		if !s.peer || !o.subjects.MatchString(s.name) || s.kernel() != nil {
+			continue
+		}
+		// Among the programs of the real cluster, which are kept under their versions.
+		cmd := exec.Command("go", "run", "-C", "test/cluster", ".", "build", s.name)
+		cmd.Stderr = os.Stderr
+		out, err := cmd.Output()
+		if err != nil {
+			return fmt.Errorf("build %s: %w", s.name, err)
+		}
+		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+		o.peers[s.name] = lines[len(lines)-1]
 	}
-	// Among the programs of the real cluster, which are kept under their versions.
-	cmd := exec.Command("go", "run", "-C", "test/cluster", ".", "build", peerName)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return fmt.Errorf("build %s: %w", peerName, err)
-	}
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	o.peer = lines[len(lines)-1]
 	return nil
 }

@@ -51,6 +51,11 @@ func newRun(ctx context.Context, o *options, s subject, at shape) (r *run, took 
 	if r.dir, err = os.MkdirTemp("", "bench-policy-"); err != nil {
 		return r, 0, err
 	}
+	for from, source := range map[*netns.NS]netip.Addr{r.world.client: clientAddr, r.world.far: wireFar} { // what is refused later is so by policy
+		if _, err = await(from, source, serverAddr, true, o.limit, nil); err != nil {
+			return r, 0, fmt.Errorf("before the start: %w", err)
+		}
+	}
 	if r.proc, err = s.start(r.world.node, r.world.api.URL(), r.dir); err != nil {
 		return r, 0, err
 	}

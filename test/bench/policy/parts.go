@@ -73,7 +73,7 @@ func (o *options) changes(ctx context.Context, s subject, at shape, t *table) er
 	if err != nil {
 		return err
 	}
-	t.set(s.name, "memory, at its highest, MiB", fmt.Sprintf("%.0f, %.0f", now, highest))
+	t.memory(s.name, "", now, highest)
 	got, err := r.change(o.trials)
 	if err != nil {
 		return err
@@ -84,9 +84,9 @@ func (o *options) changes(ctx context.Context, s subject, at shape, t *table) er
 		return err
 	}
 	t.changes(s.name, fmt.Sprintf("%d pods/s come and go: ", o.rate), busy)
-	t.set(s.name, fmt.Sprintf("%d pods/s come and go: processors", o.rate), fmt.Sprintf("%.2f", cores))
+	t.put(s.name, fmt.Sprintf("%d pods/s come and go: processors", o.rate), cell{fmt.Sprintf("%.2f", cores), cores})
 	if now, highest, err = r.proc.Memory(); err == nil {
-		t.set(s.name, "memory after that, at its highest, MiB", fmt.Sprintf("%.0f, %.0f", now, highest))
+		t.memory(s.name, " after that", now, highest)
 	}
 	return err
 }
@@ -112,7 +112,7 @@ func (o *options) cost(ctx context.Context, s subject, t *table) error {
 			err = r.compare(o.rounds, func(what string, bare, here []time.Duration) {
 				for _, p := range []int{50, 99} {
 					b, h := rig.Percentile(bare, p), rig.Percentile(here, p)
-					t.set(s.name, fmt.Sprintf("%s, %s, p%d", what, at.name, p), fmt.Sprintf("%s (%+.1f µs)", rig.Short(h), (h-b).Seconds()*1e6))
+					t.put(s.name, fmt.Sprintf("%s, %s, p%d", what, at.name, p), cell{fmt.Sprintf("%s (%+.1f µs)", rig.Short(h), (h-b).Seconds()*1e6), h.Seconds()})
 				}
 			})
 		}

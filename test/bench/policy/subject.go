@@ -9,13 +9,17 @@ import (
 	"github.com/braidnet/braid/test/bench/process"
 )
 
-// peerName is the program beside ours: it has new connections judged in user space, by way of nfqueue.
-const peerName = "kube-network-policies-v1.1.1" // as test/cluster builds it
+// What stands beside ours, by the names under which test/cluster builds it.
+const (
+	kubeRouter      = "kube-router-v2.1.0"           // only its policy controller: iptables and ipset
+	networkPolicies = "kube-network-policies-v1.1.1" // has new connections judged in user space, by way of nfqueue
+)
 
 // subject is a program that is measured, with its settings.
 type subject struct {
 	name  string
 	argv  func(kubeconfig, dir string) []string
+	peer  bool
 	needs string // a statement of nft that the kernel has to know; empty: none beyond what nft has had for long
 }
 
@@ -28,9 +32,14 @@ func subjects(o *options) []subject {
 				"--conntrack-max-per-core", "0"} // the size of the table belongs to the machine
 		}})
 	}
-	return append(out, subject{name: peerName, needs: "queue num 100", argv: func(kubeconfig, _ string) []string {
-		return []string{o.peer, "--kubeconfig", kubeconfig, "--hostname-override", nodeName, "--fail-open=false", "--disable-nri"}
-	}})
+	return append(out,
+		subject{name: kubeRouter, peer: true, argv: func(kubeconfig, _ string) []string {
+			return []string{o.peers[kubeRouter], "--kubeconfig", kubeconfig, "--hostname-override", nodeName, "--run-router=false", "--run-service-proxy=false",
+				"--run-firewall", "--service-cluster-ip-range", serviceCIDR.String()}
+		}},
+		subject{name: networkPolicies, peer: true, needs: "queue num 100", argv: func(kubeconfig, _ string) []string {
+			return []string{o.peers[networkPolicies], "--kubeconfig", kubeconfig, "--hostname-override", nodeName, "--fail-open=false", "--disable-nri"}
+		}})
 }
 
 func names() (out []string) {

@@ -18,13 +18,14 @@ import (
 // How a world is laid out. Two pods of the node are real, the client and the server; the others of it have no
 // interface. Pods elsewhere live anywhere in farRange, which one namespace answers for.
 var (
-	farRange   = netip.MustParsePrefix("10.0.0.0/9")
-	podCIDR    = netip.MustParsePrefix("10.200.0.0/24")
-	bridgeAddr = netip.MustParseAddr("10.200.0.1")
-	clientAddr = netip.MustParseAddr("10.200.0.2")
-	serverAddr = netip.MustParseAddr("10.200.0.3")
-	wireNode   = netip.MustParseAddr("10.254.0.1")
-	wireFar    = netip.MustParseAddr("10.254.0.2")
+	farRange    = netip.MustParsePrefix("10.0.0.0/9")
+	serviceCIDR = netip.MustParsePrefix("172.16.0.0/12") // of which there are none
+	podCIDR     = netip.MustParsePrefix("10.200.0.0/24")
+	bridgeAddr  = netip.MustParseAddr("10.200.0.1")
+	clientAddr  = netip.MustParseAddr("10.200.0.2")
+	serverAddr  = netip.MustParseAddr("10.200.0.3")
+	wireNode    = netip.MustParseAddr("10.254.0.1")
+	wireFar     = netip.MustParseAddr("10.254.0.2")
 )
 
 const (

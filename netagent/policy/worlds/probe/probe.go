@@ -119,13 +119,14 @@ func (n *Node) ask(w worlds.World, p worlds.Packet, number int) question {
 }
 
 // Agree puts random clusters onto a node, each made from the one before it by changes, and ends the test at the first
-// packet of which something else becomes than should.
+// packet of which something else becomes than should, with the smallest cluster found in which that is so.
 func (n *Node) Agree(seed uint64, count int) {
 	n.t.Helper()
 	at, asked, allowed := worlds.World{}, 0, 0
 	for i := range count {
 		d := worlds.NewDice(seed, uint64(i))
-		w := WithOpenPod(d.World())
+		bare := d.World()
+		w := WithOpenPod(bare)
 		n.Become(at, w)
 		at = w
 		var list []question
@@ -141,7 +142,10 @@ func (n *Node) Agree(seed uint64, count int) {
 			}
 			list = append(list, n.ask(w, p, 100*(i%100)+80+m))
 		}
-		n.compare(w, list)
+		if wrong, fate := n.compare(list); wrong != nil {
+			n.t.Errorf("cluster %d of seed %d: %s", i, seed, wrong.unlike(fate))
+			n.small(bare, wrong.Packet)
+		}
 		for _, q := range list {
 			asked++
 			if q.allowed {
@@ -152,7 +156,8 @@ func (n *Node) Agree(seed uint64, count int) {
 	n.t.Logf("%d random clusters, %d packets (%d allowed), mismatches: 0", count, asked, allowed)
 }
 
-func (n *Node) compare(w worlds.World, list []question) {
+// compare sends packets and returns the first of which something else becomes than should, and what does.
+func (n *Node) compare(list []question) (*question, wire.Fate) {
 	n.t.Helper()
 	packets := make([]wire.Packet, len(list))
 	for i := range list {
@@ -167,6 +172,33 @@ func (n *Node) compare(w worlds.World, list []question) {
 		if own := wire.Own(q.Dst.Is4()); f.Refused && q.allowed && (q.Dst == own[0] || q.Dst == own[1]) && !strings.Contains(f.Refusal, "3/13") {
 			continue // it reached the node, which has no such port
 		}
-		n.t.Fatalf("%+v: want allowed %v (%s), got %+v\n%s\n%s", q.Packet, q.allowed, q.why, f, w, n.Filter.Print())
+		return &q, f
 	}
+	return nil, wire.Fate{}
+}
+
+func (q question) unlike(f wire.Fate) string {
+	return fmt.Sprintf("%+v: want allowed %v (%s), got %+v", q.Packet, q.allowed, q.why, f)
+}
+
+// small ends the test with the smallest cluster found in which the kernel does something wrong with a packet. What is
+// wrong only after certain changes goes right in smaller clusters, and is shown as it was met.
+func (n *Node) small(w worlds.World, p worlds.Packet) {
+	n.t.Helper()
+	at, number := WithOpenPod(w), 10_000 // source ports that no other packet has, so that each is of a new connection
+	wrong := func(w worlds.World, p worlds.Packet) string {
+		w = WithOpenPod(w)
+		n.Compiler.Apply(0, worlds.Changes(at, w, Convert))
+		if err := n.Filter.Apply(n.Compiler.Flush()); err != nil {
+			n.t.Fatal(err)
+		}
+		at, number = w, number+2
+		last := worlds.Packet{Src: open, Dst: wire.Own(true)[0], Protocol: model.UDP, Port: 99} // as SendAll wants it
+		if q, f := n.compare([]question{n.ask(w, p, number), n.ask(w, last, number+1)}); q != nil {
+			return q.unlike(f)
+		}
+		return ""
+	}
+	w = worlds.Shrink(w, p, func(w worlds.World, p worlds.Packet) bool { return wrong(w, p) != "" })
+	n.t.Fatalf("%s\n%s\n%s", wrong(w, p), w, n.Filter.Print())
 }
