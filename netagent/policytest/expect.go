@@ -25,6 +25,9 @@ func (s *Study) Check(name string, data []byte) (wrong []string, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(list) == 0 { // not even a pipeline that lost its file should be told that all is well
+		return nil, fmt.Errorf("%s: nothing is expected in it: write a line FROM TO and what is allowed for each pair", name)
+	}
 	exact := map[[2]string]bool{}
 	for _, e := range list {
 		exact[[2]string{e.from, e.to}] = true

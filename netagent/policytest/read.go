@@ -127,7 +127,7 @@ func (s *Study) read(inputs []Input) error {
 			}
 			if _, ok := d.Object.(*networkingv1.NetworkPolicy); ok {
 				for _, w := range d.Warnings { // a misspelled "from" would be a rule for everybody
-					faults = append(faults, w)
+					faults = append(faults, errors.New(strings.TrimSuffix(w.Error(), ", ignored"))) // it is not, here
 				}
 			}
 			object, kind := d.Object, d.Kind

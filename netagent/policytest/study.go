@@ -1,6 +1,7 @@
 package policytest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -84,6 +85,9 @@ func New(inputs []Input, o Options) (*Study, error) {
 		s.Notes = append(s.Notes, fmt.Sprintf("namespace %s is under audit (annotation braid.network/policy-audit): policies deny its pods nothing", name))
 	}
 	ends := s.ends(o)
+	if !slices.ContainsFunc(ends, func(e end) bool { return e.pod }) {
+		return nil, errors.New("nobody to reach: the manifests have no pod and no workload with an address of the family (name their files too)")
+	}
 	for _, from := range ends {
 		for _, to := range ends {
 			if (from != to || from.many) && (from.pod || to.pod) {
