@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -29,6 +30,13 @@ func vxlan(w *world, n int, _ *options) error {
 		}
 	}
 	return nil
+}
+
+// tracked is vxlan on nodes that track connections, as they do wherever services are or pods are masqueraded: a
+// chain that could translate is enough, also one without rules.
+func tracked(w *world, n int, o *options) error {
+	err := run(w.nodes[n-1], "nft", "add table inet bench; add chain inet bench c { type nat hook postrouting priority 100; }")
+	return errors.Join(err, vxlan(w, n, o))
 }
 
 // wireguard makes a device of the kernel's, or where that has none one of the program wireguard-go, whose

@@ -29,6 +29,7 @@ func subjects() []subject {
 	return []subject{
 		{name: "host-gw by hand", kind: "host-gw", hand: hostgw},
 		{name: "vxlan by hand", kind: "vxlan", hand: vxlan},
+		{name: "tracked vxlan by hand", kind: "vxlan", hand: tracked},
 		{name: "wireguard by hand", kind: "wireguard", hand: wireguard},
 		{name: "braid host-gw", kind: "host-gw"},
 		{name: "braid vxlan", kind: "vxlan"},
