@@ -86,9 +86,14 @@ func (r *receiver) fill(fd uintptr) bool {
 		m.Control = (*byte)(unsafe.Pointer(&r.controls[i]))
 		m.SetControllen(int(unsafe.Sizeof(r.controls[i])))
 	}
+	yielded := false
 	for {
 		r.n, r.err = recvmmsg(int(fd), r.msgs[:r.batch])
 		switch {
+		case errors.Is(r.err, unix.EAGAIN) && !yielded:
+			yielded = true
+			yield()
+			continue
 		case errors.Is(r.err, unix.EAGAIN):
 			return false
 		case errors.Is(r.err, unix.EINTR):

@@ -78,9 +78,14 @@ func (s *sender) run() error {
 // fill reads packets until there are no more, or no more room, and reports false when there was none.
 func (s *sender) fill(fd uintptr) bool {
 	s.packets, s.err = s.packets[:0], nil
+	yielded := false
 	for at := 0; len(s.arena)-at >= slot && len(s.packets) < maxReads; {
 		n, err := read(int(fd), s.arena[at:at+slot])
 		switch {
+		case errors.Is(err, unix.EAGAIN) && len(s.packets) == 0 && !yielded:
+			yielded = true
+			yield()
+			continue
 		case errors.Is(err, unix.EAGAIN):
 			return len(s.packets) > 0
 		case errors.Is(err, unix.EINTR):
