@@ -19,14 +19,17 @@ type NFTFamily uint8
 
 // Families of nftables tables.
 const (
+	NFTInet   NFTFamily = 1 // IPv4 and IPv6
 	NFTIPv4   NFTFamily = 2
 	NFTBridge NFTFamily = 7
 	NFTIPv6   NFTFamily = 10
 )
 
-// String prints the word `nft` uses: "ip", "ip6" or "bridge".
+// String prints the word `nft` uses: "inet", "ip", "ip6" or "bridge".
 func (f NFTFamily) String() string {
 	switch f {
+	case NFTInet:
+		return "inet"
 	case NFTIPv4:
 		return "ip"
 	case NFTIPv6:

@@ -34,6 +34,7 @@ type Agent struct {
 	proxy    *proxyMetrics
 	health   *healthPorts               // nil with service mode "none"
 	policies *enforce.Enforcer          // nil with policy "off"
+	forward  *forwarding                // nil for an agent that has no part in the pod network
 	egress   *egressLoop                // nil where there is nothing to masquerade or guard
 	podRules *podRules                  // nil without a folder for the CNI configuration
 	podLinks *podLinks                  // the same
@@ -125,6 +126,9 @@ func (a *Agent) build() error {
 	if e != nil {
 		a.egress = e
 		a.addLoop("egress", e.step, egressAudit)
+	}
+	if err := a.buildForwarding(); err != nil {
+		return err
 	}
 	if a.cfg.ServiceMode != "none" {
 		s, err := newServices(a.cfg, a.ledger, a.proxy)
@@ -236,7 +240,7 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup) {
 			wg.Go(func() { l.Run(ctx) })
 		}
 	}
-	for _, name := range []string{"overlay", "services", "egress", "policy"} {
+	for _, name := range []string{"overlay", "services", "egress", "forward", "policy"} {
 		l := a.byName[name]
 		if l == nil {
 			continue
@@ -270,6 +274,9 @@ func (a *Agent) close() {
 	}
 	if a.egress != nil {
 		a.egress.close()
+	}
+	if a.forward != nil {
+		a.forward.close()
 	}
 	if a.podRules != nil {
 		a.podRules.close()
@@ -306,6 +313,9 @@ func (a *Agent) onChange(rev uint64, changes []model.Change) {
 		if a.egress.planner.Dirty() {
 			a.byName["egress"].Kick()
 		}
+	}
+	if a.forward != nil && a.forward.note(rev, changes) {
+		a.byName["forward"].Kick()
 	}
 	a.notePolicies(rev, changes)
 	if !slices.ContainsFunc(changes, func(c model.Change) bool { return c.Kind == model.KindNode }) {

@@ -43,6 +43,8 @@ func Cleanup(ctx context.Context, c Config) (removed []string, err error) {
 	}
 	masquerading, err := removeEgress("")
 	removed, errs = append(removed, masquerading...), append(errs, err)
+	forward, err := removeForwarding()
+	removed, errs = append(removed, forward...), append(errs, err)
 	policy, err := enforce.Remove()
 	removed, errs = append(removed, policy...), append(errs, err)
 	links, err := cleanupLinks(c)

@@ -64,6 +64,7 @@ type Config struct {
 	MasqueradeAll     bool
 	IPMasq            string // one of IPMasqs: whether pods get the node's address towards the world outside
 	IPMasqSamePorts   bool   // their source ports are kept where they can be
+	ForwardRules      bool   // pods' packets pass where the policy of iptables' FORWARD is DROP
 	NonMasquerade     string // CIDRs, comma-separated: destinations outside that see pods' own addresses
 	ExternalIPs       string
 	NodePortAddresses string
@@ -91,7 +92,7 @@ func DefaultConfig() Config {
 	}
 	return Config{
 		Node: strings.ToLower(host), RunDir: run, StateDir: "/var/lib/braid", CNIConfDir: "/etc/cni/net.d",
-		PodMode: "bridge", ServiceMode: "auto", IPMasq: "auto", Policy: "enforce", PolicyMode: "auto", PolicyDeny: "reject", PolicyLog: true, HTTP: "127.0.0.1:10249",
+		PodMode: "bridge", ServiceMode: "auto", IPMasq: "auto", ForwardRules: true, Policy: "enforce", PolicyMode: "auto", PolicyDeny: "reject", PolicyLog: true, HTTP: "127.0.0.1:10249",
 		Overlay: "vxlan", VNI: 1, Port: 8472, UDPPort: udp.Port, WireGuardPort: wireguard.Port, PathChecks: true, NodeMask4: 24, NodeMask6: 64,
 		Conntrack: defaultConntrack, Version: "devel", Log: slog.Default(),
 	}

@@ -163,8 +163,8 @@ func (p *nftablesPlane) gone(conn *nft.Conn) bool {
 	})
 }
 
-// gone reports whether the chains that all packets enter by are empty, as after "iptables -F". It costs one
-// question to the kernel per family and table.
+// gone reports whether rules are missing that packets come to ours by, as after "iptables -F", of all chains or one. It
+// costs a question to the kernel for each of its chains.
 func (p *iptablesPlane) gone(conn *nft.Conn) bool {
 	return slices.ContainsFunc(p.families, func(f *iptablesFamily) bool {
 		family := desired.NFTIPv4
@@ -173,7 +173,10 @@ func (p *iptablesPlane) gone(conn *nft.Conn) bool {
 		}
 		return slices.ContainsFunc(iptables.FrontendTables, func(table string) bool {
 			there, err := conn.HasRules(family, table, iptables.Entry)
-			return err == nil && !there
+			return err == nil && !there || slices.ContainsFunc(iptables.Entrances[table], func(e iptables.Entrance) bool {
+				rules, err := conn.Verdicts(family, table, e.Chain)
+				return err == nil && !slices.ContainsFunc(rules, func(v nft.Verdict) bool { return v.Chain == e.To })
+			})
 		})
 	})
 }

@@ -169,11 +169,21 @@ func TestRepairsArePutOffWhenTheyAreDearAndOthersAreBusy(t *testing.T) {
 }
 
 func TestEmptiedChainsAreNotPutOff(t *testing.T) {
-	l := newRulesLab(t, "iptables")
-	for _, harm := range []string{"iptables-nft -t nat -F", "ip6tables-nft -F", "nft flush ruleset"} {
+	for mode, tool := range map[string]string{"iptables": "tables-nft", "legacy": "tables-legacy"} {
+		l := newRulesLab(t, mode)
+		harms := []string{"ip" + tool + " -t nat -F", "ip6" + tool + " -F", "ip" + tool + " -F FORWARD", "ip6" + tool + " -t nat -D OUTPUT 1"}
+		if mode == "iptables" {
+			harms = append(harms, "nft flush ruleset")
+		}
+		l.notPutOff(t, "ip"+tool, harms)
+	}
+}
+
+func (l *rulesLab) notPutOff(t *testing.T, tool string, harms []string) {
+	for _, harm := range harms {
 		l.harmed = false // by the harm before
 		l.took, l.whole = 100*time.Millisecond, time.Now()
-		l.Exec(t, "iptables-nft", "-A", "FORWARD", "-p", "tcp", "--dport", "9", "-j", "DROP")
+		l.Exec(t, tool, "-t", "nat", "-N", "THEIRS")
 		if l.touched(l.whole.Add(time.Second)) {
 			t.Error("a comparison of 100 ms every second is more than one part in fifty")
 		}
@@ -181,6 +191,8 @@ func TestEmptiedChainsAreNotPutOff(t *testing.T) {
 		if !l.touched(l.whole.Add(time.Second)) {
 			t.Errorf("after %q services wait like rules of others", harm)
 		}
+		l.sync(t)
+		l.Exec(t, "sh", "-c", tool+" -t nat -X THEIRS || true")
 		l.sync(t)
 	}
 }

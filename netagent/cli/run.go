@@ -43,6 +43,7 @@ func runFlags(f *pflag.FlagSet, c *agent.Config) {
 	f.StringVar(&c.ServiceMode, "service-mode", c.ServiceMode, "how services are translated: auto, nftables, iptables or none")
 	f.StringVar(&c.IPMasq, "ip-masq", c.IPMasq, "give pods the node's address towards the world outside: true, false, or auto (true unless this agent has no part in the pod network: overlay none, and no cni-conf-dir)")
 	f.Lookup("ip-masq").NoOptDefVal = "true"
+	f.BoolVar(&c.ForwardRules, "iptables-forward-rules", c.ForwardRules, "let pods' packets pass through the node where the policy of iptables' FORWARD is DROP")
 	f.StringVar(&c.NonMasquerade, "non-masquerade-cidrs", c.NonMasquerade, "ranges outside of the cluster that see pods' own addresses, separated by commas")
 	f.BoolVar(&c.IPMasqSamePorts, "ip-masq-fully-random-disable", c.IPMasqSamePorts, "keep source ports of masqueraded pods where they are free, instead of drawing them")
 	f.BoolVar(&c.MasqueradeAll, "masquerade-all", c.MasqueradeAll, "hide the address of pods from services too, where the network cannot carry the replies")

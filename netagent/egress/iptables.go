@@ -24,11 +24,13 @@ const (
 
 // jumps say how packets get to our chains: to masquerading after others' (services mark what is theirs), and to what is dropped
 // in the table that comes before filter, where policies and others accept.
-var jumps = []struct{ table, chain, to, add string }{
-	{"nat", "POSTROUTING", chainMasquerade, "-A POSTROUTING"},
-	{"mangle", "INPUT", chainInput, "-I INPUT 1"},
-	{"mangle", "FORWARD", chainForward, "-I FORWARD 1"},
+var jumps = []jump{
+	{"nat", "POSTROUTING", chainMasquerade, "-A POSTROUTING", "egress"},
+	{"mangle", "INPUT", chainInput, "-I INPUT 1", "egress"},
+	{"mangle", "FORWARD", chainForward, "-I FORWARD 1", "egress"},
 }
+
+type jump struct{ table, chain, to, add, why string }
 
 const drop = "-j DROP"
 
@@ -138,37 +140,47 @@ func Input(nf desired.NFTFamily, r *Rules, kernel xt.Saved) string {
 	want := chains(nf, r)
 	var b strings.Builder
 	for _, table := range []string{"nat", "mangle"} {
-		var declare, fill, remove []string
-		for _, name := range xt.SortedNames(want[table]) {
-			if have, there := kernel[table][name]; !there || !xt.EqualRules(want[table][name], numbered(have)) {
-				declare = append(declare, ":"+name+" - [0:0]") // made, or emptied
-				for _, rule := range want[table][name] {
-					fill = append(fill, "-A "+name+" "+rule)
-				}
+		var into []jump
+		for _, j := range jumps {
+			if j.table == table {
+				into = append(into, j)
 			}
 		}
-		for _, name := range xt.SortedNames(kernel[table]) {
-			if _, wanted := want[table][name]; strings.HasPrefix(name, ChainPrefix) && !wanted {
-				declare, remove = append(declare, ":"+name+" - [0:0]"), append(remove, "-X "+name)
-			}
-		}
-		if lines := slices.Concat(declare, fill, entries(table, want, kernel), remove); len(lines) > 0 {
-			b.WriteString("*" + table + "\n" + strings.Join(lines, "\n") + "\nCOMMIT\n")
-		}
+		b.WriteString(input(table, ChainPrefix, want[table], into, kernel[table]))
 	}
 	return b.String()
 }
 
-// entries lists what makes exactly one rule lead to each chain that packets enter by, and none where there is no such chain.
-func entries(table string, want, kernel xt.Saved) (lines []string) {
-	for _, j := range jumps {
-		if j.table != table {
-			continue
+// input does so for the chains of one table whose names begin with a prefix.
+func input(table, prefix string, want map[string][]string, into []jump, kernel map[string][]string) string {
+	var declare, fill, remove []string
+	for _, name := range xt.SortedNames(want) {
+		if have, there := kernel[name]; !there || !xt.EqualRules(want[name], numbered(have)) {
+			declare = append(declare, ":"+name+" - [0:0]") // made, or emptied
+			for _, rule := range want[name] {
+				fill = append(fill, "-A "+name+" "+rule)
+			}
 		}
-		rule := xt.Rule(comment("egress"), "-j "+j.to)
-		_, wanted := want[table][j.to]
+	}
+	for _, name := range xt.SortedNames(kernel) {
+		if _, wanted := want[name]; strings.HasPrefix(name, prefix) && !wanted {
+			declare, remove = append(declare, ":"+name+" - [0:0]"), append(remove, "-X "+name)
+		}
+	}
+	lines := slices.Concat(declare, fill, entries(into, want, kernel), remove)
+	if len(lines) == 0 {
+		return ""
+	}
+	return "*" + table + "\n" + strings.Join(lines, "\n") + "\nCOMMIT\n"
+}
+
+// entries lists what makes exactly one rule lead to each chain that packets enter by, and none where there is no such chain.
+func entries(into []jump, want, kernel map[string][]string) (lines []string) {
+	for _, j := range into {
+		rule := xt.Rule(comment(j.why), "-j "+j.to)
+		_, wanted := want[j.to]
 		var have []string
-		for _, k := range kernel[table][j.chain] {
+		for _, k := range kernel[j.chain] {
 			if xt.LeadsTo(k) == j.to {
 				have = append(have, k)
 			}

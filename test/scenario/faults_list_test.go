@@ -82,12 +82,17 @@ var faults = []fault{
 
 	{name: "nft flush ruleset", do: `nft flush ruleset`},
 	{name: "iptables flushed", do: `for t in filter nat mangle raw; do iptables -t $t -F; ip6tables -t $t -F; done`, on: "host-gw none"},
-	{name: "iptables flushed, also of empty chains", do: `for i in iptables ip6tables; do for t in filter nat mangle raw; do $i -t $t -F; $i -t $t -X; $i -t $t -Z; done; done`, on: "host-gw none", seldom: true},
+	{name: "iptables flushed, also of empty chains", do: `for i in iptables ip6tables; do for t in filter nat mangle raw; do $i -t $t -F; $i -t $t -X || true; $i -t $t -Z; done; done`, on: "host-gw none", seldom: true},
 	// firewalld with its own backend iptables: policies, then every table of both families, and policies again.
 	{name: "firewalld reloaded, backend iptables", on: "host-gw none", do: `
 		for i in iptables ip6tables; do for c in INPUT OUTPUT FORWARD; do $i -P $c DROP; done; done
-		for i in iptables ip6tables; do for t in security raw mangle nat filter; do $i -t $t -F; $i -t $t -X; $i -t $t -Z; done; done
+		for i in iptables ip6tables; do for t in security raw mangle nat filter; do $i -t $t -F; $i -t $t -X || true; $i -t $t -Z; done; done
 		for i in iptables ip6tables; do for c in INPUT OUTPUT FORWARD; do $i -P $c ACCEPT; done; done`},
+	// Docker closes FORWARD when it starts, and so do ufw and others. Tables are there only where iptables is in use.
+	{name: "FORWARD of iptables closed", on: tunnels, other: true, do: `iptables -P FORWARD DROP; ip6tables -P FORWARD DROP`,
+		undo: `nft delete table ip filter; nft delete table ip6 filter`},
+	{name: "FORWARD of iptables closed and flushed", on: "host-gw none", other: true, do: `for i in iptables ip6tables; do $i -P FORWARD DROP; $i -F FORWARD; done`,
+		undo: `iptables -P FORWARD ACCEPT; ip6tables -P FORWARD ACCEPT`},
 	// With nftables it only touches tables of its own, and keeps everything out meanwhile that is not known.
 	{name: "firewalld reloaded, backend nftables", mild: true, seldom: true, other: true, on: "vxlan", do: `
 		nft add table inet firewalld

@@ -119,15 +119,32 @@ func (t *Tool) Save(more ...string) (map[string]map[string][]string, error) {
 
 // SaveTable is Save of one table.
 func (t *Tool) SaveTable(table string) (map[string]map[string][]string, error) {
-	text, stderr, err := run(nil, t.save, "-t", table)
+	saved, _, err := t.SavePolicies(table)
+	return saved, err
+}
+
+// SavePolicies is SaveTable, with the policies of the kernel's own chains: chain -> "ACCEPT" or "DROP".
+func (t *Tool) SavePolicies(table string) (saved map[string]map[string][]string, policies map[string]string, err error) {
+	text, err := t.saved("-t", table)
 	if err != nil {
-		return nil, fmt.Errorf("read table %s with %s: %w: %s", table, t.save, err, strings.TrimSpace(stderr))
+		return nil, nil, err
 	}
-	parsed, err := parseSaved(text)
-	if err != nil {
-		return nil, fmt.Errorf("read table %s with %s: %w", table, t.save, err)
+	if saved, err = parseSaved(text); err != nil {
+		return nil, nil, fmt.Errorf("read table %s with %s: %w", table, t.save, err)
 	}
-	return parsed, nil
+	return saved, parsePolicies(text), nil
+}
+
+// saved is what the tool prints. Without the right to read it is an os.ErrPermission.
+func (t *Tool) saved(args ...string) ([]byte, error) {
+	text, stderr, err := run(nil, t.save, args...)
+	if err == nil {
+		return text, nil
+	}
+	if strings.Contains(stderr, "ermission denied") || strings.Contains(stderr, "not permitted") {
+		err = errNoAccess
+	}
+	return nil, fmt.Errorf("read rules with %s: %w: %s", strings.Join(append([]string{t.save}, args...), " "), err, strings.TrimSpace(stderr))
 }
 
 // Counts reads how many packets the last rule of each chain of a table has met.

@@ -64,6 +64,19 @@ func parseChainLine(table map[string][]string, line string) error {
 	return nil
 }
 
+// parsePolicies reads ":CHAIN POLICY [packets:bytes]" from what iptables-save prints of one table.
+func parsePolicies(text []byte) map[string]string {
+	out := map[string]string{}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, ":"); ok {
+			if words := strings.Fields(rest); len(words) > 1 && words[1] != "-" {
+				out[words[0]] = words[1]
+			}
+		}
+	}
+	return out
+}
+
 // parseCounts reads the packets of the last rule of each chain from what iptables-save -c prints: "[packets:bytes] -A
 // CHAIN rule".
 func parseCounts(text []byte) map[string]uint64 {

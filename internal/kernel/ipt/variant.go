@@ -120,12 +120,9 @@ func (t *Tool) tables(args ...string) (map[string]map[string][]string, error) {
 	if !t.NFTables() && !t.inUse() {
 		return nil, nil // nothing to read, for which no right is needed
 	}
-	text, stderr, err := run(nil, t.save, args...)
+	text, err := t.saved(args...)
 	if err != nil {
-		if strings.Contains(stderr, "ermission denied") || strings.Contains(stderr, "not permitted") {
-			err = errNoAccess
-		}
-		return nil, fmt.Errorf("read the rules with %s: %w: %s", t.save, err, strings.TrimSpace(stderr))
+		return nil, err
 	}
 	var lines []string
 	for _, l := range strings.Split(string(text), "\n") {

@@ -72,6 +72,21 @@ func (w *Watch) Sum() (uint32, error) {
 	return sum.Sum32(), nil
 }
 
+// Table is Sum for one table of one family alone; false when the kernel has not made it, which nobody's tool has used then.
+func (w *Watch) Table(ipv6 bool, table string) (number uint32, there bool, err error) {
+	for _, s := range w.sockets {
+		if s.ipv6() != ipv6 || !exists(ipv6, table) {
+			continue
+		}
+		i, err := s.info(table)
+		if err != nil {
+			return 0, false, err
+		}
+		return crc32.ChecksumIEEE(fmt.Append(nil, i.fields)), true, nil
+	}
+	return 0, false, nil
+}
+
 // Entries counts what a table of one family consists of: its rules, two entries for each chain that somebody made, and
 // few besides. It fails for a family that is not watched.
 func (w *Watch) Entries(ipv6 bool, table string) (int, error) {

@@ -17,8 +17,10 @@ func (r *Renderer) Rules() map[string]Rules {
 	return out
 }
 
-// Entries is how much the kernel has of ours in a table: rules, and a head and an end for each chain.
-func (r *Renderer) Entries(table string) (n int) {
+// Entries is how many the kernel's older tables have at least, by their own count: our rules and those that lead to us, two for
+// each chain of ours, a policy for each chain of the kernel's, and an end.
+func (r *Renderer) Entries(table string) int {
+	n := map[string]int{"nat": 4, "filter": 3}[table] + 1 + len(Entrances[table])
 	for id, rules := range r.have {
 		if id.table == table {
 			n += len(rules) + 2

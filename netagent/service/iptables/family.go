@@ -4,6 +4,7 @@ import (
 	"net/netip"
 
 	"github.com/braidnet/braid/internal/desired"
+	"github.com/braidnet/braid/internal/desired/xt"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/service"
 )
@@ -54,6 +55,18 @@ var jumps = []jump{
 	{"filter", "FORWARD", rule(untranslated, comment("braid refused connections"), "-j "+chainServices)},
 	{"filter", "OUTPUT", rule(untranslated, comment("braid refused connections"), "-j "+chainServices)},
 }
+
+// Entrance is a rule of a chain of the kernel's that leads to a chain of ours.
+type Entrance struct{ Chain, To string }
+
+// Entrances are those that are there in any case, by table.
+var Entrances = func() map[string][]Entrance {
+	out := map[string][]Entrance{}
+	for _, j := range jumps {
+		out[j.table] = append(out[j.table], Entrance{j.chain, xt.LeadsTo(j.rule)})
+	}
+	return out
+}()
 
 // guard leads to what guards loopback addresses. Other than the jumps above it is there only where these are served.
 var guard = jump{"raw", "PREROUTING", rule(comment("braid loopback addresses"), "-j "+chainLoopback)}

@@ -39,6 +39,7 @@ func Own(ipv4 bool) []netip.Addr { return own[ipv4] }
 // Node is a network namespace with the two links.
 type Node struct {
 	*nstest.NS
+	Shut  bool // it may pass nothing on: what SendAll waits for is for the node itself
 	t     testing.TB
 	up    int // TUN devices
 	pods  int
@@ -181,6 +182,10 @@ func (n *Node) SendAll(list []Packet) []Fate {
 		src := p.Src.Addr()
 		if src.IsLoopback() { // nobody passes these on
 			src = map[string]netip.Addr{"": own[src.Is4()][0], "up0": neighbour, "pods0": pod}[p.Link()]
+		}
+		if n.Shut {
+			delete(r.behind, n.id)
+			r.refused[n.id], far = true, own[src.Is4()][0]
 		}
 		n.write(Packet{Src: netip.AddrPortFrom(src, 1024+n.ports%30000), Dst: netip.AddrPortFrom(far, 9), Protocol: TCP, Via: p.Via, ID: n.id})
 		if p.Link() == "" { // what the node sends to itself takes another way
