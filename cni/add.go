@@ -14,6 +14,7 @@ import (
 	"github.com/braidnet/braid/cni/tables"
 	"github.com/braidnet/braid/internal/kernel/link"
 	"github.com/braidnet/braid/internal/kernel/netns"
+	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 )
@@ -120,6 +121,9 @@ func plug(back *undo, conf *config, args *skel.CmdArgs, node *link.Handle, pod *
 	if err := meet(back, conf, node, bridge, host, podEnd, leases); err != nil {
 		return err
 	}
+	if err := forward(conf); err != nil {
+		return err
+	}
 	if err := masquerade(back, conf, ownerOf(args, id.name), leases); err != nil {
 		return err
 	}
@@ -139,6 +143,20 @@ func prepare(conf *config, node *link.Handle) (bridge link.Ref, err error) {
 	}
 	_, err = link.EnsureUnreachable(node, subnets(conf.Sets))
 	return link.Ref{}, err
+}
+
+// forward has the node route packets of its pods, as the reference plugins do for a gateway. Where an agent says when the node
+// is ready, that is its matter.
+func forward(conf *config) error {
+	if conf.ReadyFile != "" {
+		return nil
+	}
+	for _, set := range conf.Sets {
+		if _, err := sysctl.Set(sysctl.Forwarding(set[0].Gateway.Is4()), "1"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // hostEnd says how the node's end of the interface is connected.

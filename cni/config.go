@@ -135,7 +135,7 @@ func parseConfig(data []byte) (*config, error) {
 	if c.ToPod, c.FromPod, err = raw.Runtime.Bandwidth.rates(); err != nil {
 		return nil, err
 	}
-	if c.Ports, err = parsePorts(raw.Runtime.PortMappings, c.Sets); err != nil {
+	if c.Ports, err = parsePorts(raw.Runtime.PortMappings, c.Sets, c.Log); err != nil {
 		return nil, err
 	}
 	least := minMTU4

@@ -70,6 +70,32 @@ func testGCFreesWhatIsNotListed(t *testing.T) {
 	}
 }
 
+// TestGCGoesOnAfterAnError: what cannot be removed is named and keeps its reservation, and the others go.
+func TestGCGoesOnAfterAnError(t *testing.T) {
+	h := newHost(t)
+	var pods []*pod
+	for _, name := range []string{"first", "second", "third"} {
+		p := newPod(t, name)
+		h.add(p.attach)
+		pods = append(pods, p)
+	}
+	// Something else has the name of the first one's link.
+	h.Exec(t, "ip", "link", "del", pods[0].hostVeth())
+	h.Exec(t, "ip", "link", "add", "other", "type", "bridge")
+	h.Exec(t, "ip", "link", "set", "other", "name", pods[0].hostVeth())
+	if failure := h.gc(); failure == nil || !strings.Contains(failure.Error(), "first/eth0") {
+		t.Errorf("GC: %v", failure)
+	}
+	if got := fmt.Sprint(h.reserved()); got != "[10.244.1.2 fd00:10:244:1::2]" {
+		t.Errorf("reserved: %s", got)
+	}
+	h.Exec(t, "ip", "link", "del", pods[0].hostVeth())
+	if failure := h.gc(); failure != nil {
+		t.Error(failure)
+	}
+	h.clean("after GC")
+}
+
 func TestGCOfReservationsNobodyOwns(t *testing.T) {
 	h := newHost(t)
 	p := newPod(t, "pod")
@@ -190,6 +216,11 @@ func TestStatus(t *testing.T) {
 	if failure := status(); failure == nil || failure.Code != errLimited || !strings.Contains(failure.Details, "net/ipv6/conf/all/forwarding") {
 		t.Errorf("without forwarding: %v", failure)
 	}
+	delete(h.conf, "readyFile")
+	if failure := status(); failure != nil {
+		t.Errorf("without forwarding, and without an agent, so that ADD sees to it: %v", failure)
+	}
+	h.conf["readyFile"] = ready
 	h.Forward(t)
 	h.conf["bridge"] = "lo"
 	if failure := status(); failure == nil || failure.Code != errNotAvailable || !strings.Contains(failure.Details, "not a bridge") {

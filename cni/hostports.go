@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"log/slog"
 	"net/netip"
 	"slices"
 
@@ -22,8 +23,9 @@ type rawPort struct {
 	HostIP        string `json:"hostIP"`
 }
 
-// parsePorts checks the port mappings. Equal ones count once.
-func parsePorts(list []rawPort, sets []ipam.Set) (out []hostport.Mapping, err error) {
+// parsePorts checks the port mappings. Equal ones count once, and one for a family in which the pod gets no address is left
+// out, as with portmap: manifests made for another cluster start all the same.
+func parsePorts(list []rawPort, sets []ipam.Set, log *slog.Logger) (out []hostport.Mapping, err error) {
 	for i, raw := range list {
 		m := hostport.Mapping{Host: hostport.Port{Number: uint16(raw.HostPort)}, Container: uint16(raw.ContainerPort)}
 		for _, p := range []struct {
@@ -44,7 +46,8 @@ func parsePorts(list []rawPort, sets []ipam.Set) (out []hostport.Mapping, err er
 			}
 			m.Host.Addr = m.Host.Addr.Unmap()
 			if !hasFamily(sets, m.Host.Addr) {
-				return nil, invalid("runtimeConfig.portMappings[%d].hostIP is %s: expected an address of a family that ipam.ranges has, since the pod gets no other", i, m.Host.Addr)
+				log.Warn("host port leads nowhere: hostIP is of a family that ipam.ranges does not have", "port", m.Host)
+				continue
 			}
 		}
 		if slices.Contains(out, m) {

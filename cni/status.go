@@ -47,6 +47,9 @@ func status(args *skel.CmdArgs) error {
 			return types.NewError(errNotAvailable, "pods cannot be connected", err.Error())
 		}
 	}
+	if conf.ReadyFile == "" {
+		return nil // ADD sees to the rest
+	}
 	for _, set := range conf.Sets {
 		name := sysctl.Forwarding(set[0].Gateway.Is4())
 		if value, err := sysctl.Get(name); err != nil || value != "1" {

@@ -55,6 +55,9 @@ func (s *Store) indexed() bool {
 
 // stamp says that the index has all reservations now. Without it the next call reads them all.
 func (s *Store) stamp() {
+	if s.unsound {
+		return
+	}
 	if err := os.WriteFile(filepath.Join(s.dir, ownersName, stampName), []byte(s.now()), 0o600); err != nil {
 		s.log.Warn("the index of reservations cannot be kept: every call will read them all", "err", err)
 	}

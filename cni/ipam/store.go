@@ -41,8 +41,9 @@ type Store struct {
 	log *slog.Logger
 	// fault is called before each step that changes the disk; tests fail or
 	// end the process there.
-	fault func(step string) error
-	boot  string // which this is, once it was asked for
+	fault   func(step string) error
+	boot    string // which this is, once it was asked for
+	unsound bool   // the index lacks something, so it must not be said to be complete
 	// looked counts the files and folders that were looked at.
 	looked int
 }
@@ -165,11 +166,11 @@ func (s *Store) Release(owner Owner) ([]netip.Addr, error) {
 	if err := s.dropUnfinished(); err != nil {
 		return nil, err
 	}
-	if err := s.index(); err != nil {
+	held, err := s.heldFor(owner)
+	if err != nil {
 		return nil, err
 	}
 	defer s.stamp()
-	held := s.holds(owner)
 	for _, a := range held {
 		if err := s.remove(a); err != nil {
 			return nil, err
@@ -182,6 +183,24 @@ func (s *Store) Release(owner Owner) ([]netip.Addr, error) {
 	}
 	s.forget(owner)
 	return held, nil
+}
+
+// heldFor lists the addresses that an owner is to give back. What makes the index anew may fail on a disk that is full:
+// that costs the next call a look at everything, and must not keep a pod from being removed, which may make room.
+func (s *Store) heldFor(owner Owner) ([]netip.Addr, error) {
+	if s.indexed() {
+		return s.holds(owner), nil
+	}
+	book, err := s.read()
+	if err != nil {
+		return nil, err
+	}
+	s.dropTorn(book)
+	if err := s.rebuild(book); err != nil {
+		s.log.Warn("the index of reservations cannot be made anew", "err", err)
+		s.unsound = true
+	}
+	return book.of(owner), nil
 }
 
 // Stale lists the owners of reservations that valid denies, each once. Reservations that name nobody, as a

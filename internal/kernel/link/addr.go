@@ -156,7 +156,8 @@ func waitUnique(h *netlink.Handle, l netlink.Link) error {
 
 // podSysctls keeps routers and redirects on the network from changing the
 // pod's routes, and skips duplicate address detection: IPAM has seen to it,
-// and it would hold up the first packets by a second or two.
+// and it would hold up the first packets by a second or two. Whenever the interface comes up or gets another hardware
+// address, the kernel announces its addresses (RFC 5227 §3, RFC 4861 §7.2.6).
 func podSysctls(p Pod) error {
 	var set []sysctlValue
 	for _, a := range p.Addrs {
@@ -164,7 +165,8 @@ func podSysctls(p Pod) error {
 			set = append(set,
 				// A host takes redirects when either of the two allows it.
 				sysctlValue{"net/ipv4/conf/all/accept_redirects", "0"},
-				sysctlValue{"net/ipv4/conf/" + p.IfName + "/accept_redirects", "0"})
+				sysctlValue{"net/ipv4/conf/" + p.IfName + "/accept_redirects", "0"},
+				sysctlValue{"net/ipv4/conf/" + p.IfName + "/arp_notify", "1"})
 			continue
 		}
 		conf := "net/ipv6/conf/" + p.IfName
@@ -174,6 +176,7 @@ func podSysctls(p Pod) error {
 			sysctlValue{conf + "/disable_ipv6", "0"},
 			sysctlValue{conf + "/addr_gen_mode", "0"}, // a link-local address that follows from the MAC
 			sysctlValue{conf + "/accept_dad", map[bool]string{false: "0", true: "1"}[p.Options.DAD]},
+			sysctlValue{conf + "/ndisc_notify", "1"},
 			sysctlValue{conf + "/keep_addr_on_down", "1"}, // as IPv4 does, and the reference plugins have it
 			sysctlValue{conf + "/accept_ra", "0"},
 			sysctlValue{conf + "/accept_redirects", "0"})

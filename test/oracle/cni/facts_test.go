@@ -152,8 +152,9 @@ func (p *plane) inside(f facts, name string, pod *nstest.NS, n *network) {
 		if err != nil {
 			return err
 		}
-		six := false
+		four, six := false, false
 		for _, a := range addrs {
+			four = four || a.IP.To4() != nil
 			six = six || a.IP.To4() == nil && !a.IP.IsLinkLocalUnicast()
 			if !a.IP.IsLinkLocalUnicast() {
 				ones, _ := a.Mask.Size()
@@ -163,7 +164,7 @@ func (p *plane) inside(f facts, name string, pod *nstest.NS, n *network) {
 		if err := insideRoutes(f, name, l); err != nil {
 			return err
 		}
-		return insideSysctls(f, name, six, n.has("tuning"))
+		return insideSysctls(f, name, four, six, n.has("tuning"))
 	})
 }
 
@@ -195,10 +196,13 @@ func insideRoutes(f facts, name string, l netlink.Link) error {
 	return nil
 }
 
-func insideSysctls(f facts, name string, six, tuned bool) error {
-	names := []string{"net/ipv4/conf/eth0/arp_notify"}
+func insideSysctls(f facts, name string, four, six, tuned bool) error {
+	var names []string
+	if four {
+		names = append(names, "net/ipv4/conf/eth0/arp_notify")
+	}
 	if six {
-		names = append(names, "net/ipv6/conf/eth0/disable_ipv6", "net/ipv6/conf/lo/disable_ipv6", "net/ipv6/conf/eth0/accept_dad", "net/ipv6/conf/eth0/keep_addr_on_down", "net/ipv6/conf/eth0/accept_ra")
+		names = append(names, "net/ipv6/conf/eth0/disable_ipv6", "net/ipv6/conf/lo/disable_ipv6", "net/ipv6/conf/eth0/accept_dad", "net/ipv6/conf/eth0/ndisc_notify", "net/ipv6/conf/eth0/keep_addr_on_down", "net/ipv6/conf/eth0/accept_ra")
 	}
 	if tuned {
 		names = append(names, "net/ipv4/conf/eth0/accept_redirects", "net/core/somaxconn")
@@ -235,6 +239,13 @@ func (p *plane) node(f facts, n *network) {
 					}
 				}
 			}
+		}
+		for _, key := range forwarding {
+			b, err := os.ReadFile(filepath.Join("/proc/sys", key))
+			if err != nil {
+				return err
+			}
+			f.set("node sysctl "+key, "%s", strings.TrimSpace(string(b)))
 		}
 		var ports []string
 		for _, l := range list {

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"fmt"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -29,22 +30,38 @@ var intendeds = []intended{
 			if err != nil || !d.is(`(pod\d|elsewhere|result) route .*`) {
 				return false
 			}
-			if d.network.is("isGateway") && !d.network.is("isDefaultGateway") && !dst.IsSingleIP() && strings.HasPrefix(d.a, "via ") {
-				return d.b == "on the link" || d.b == "" && strings.HasPrefix(d.name, "result ")
+			if dst.IsSingleIP() {
+				_, own := d.ours[strings.Fields(d.name)[0]+" address "+dst.Addr().String()] // which the kernel has for IPv6
+				return (d.gateways()[dst.Addr()].IsValid() || own) && d.b == "" && (d.a == "on the link" || d.a == "scope 253")
 			}
-			return d.a == "" && d.b == "on the link" && !dst.IsSingleIP() || d.b == "" && dst.IsSingleIP() && (d.a == "on the link" || d.a == "scope 253")
+			for gateway, subnet := range d.gateways() {
+				if subnet != dst {
+					continue
+				}
+				if d.network.is("isGateway") && !d.network.is("isDefaultGateway") && d.a == "via "+gateway.String() {
+					return d.b == "on the link" || d.b == "" && strings.HasPrefix(d.name, "result ")
+				}
+				if d.a == "" && d.b == "on the link" {
+					return true
+				}
+			}
+			return false
 		}},
 	{"a default route and a gateway, whatever is asked for", "without them a pod has no network at all here",
 		func(d *difference) bool {
-			if d.question() {
-				return !d.network.is("isDefaultGateway") && unanswered(d.b)
+			switch {
+			case d.network.is("isDefaultGateway") || d.network.is("isGateway"):
+				return false
+			case d.question():
+				return unanswered(d.b) && !unanswered(d.a)
+			case d.is("node sysctl .*forward.*"):
+				return d.a == "1" && d.b == "0"
 			}
-			return !d.network.is("isDefaultGateway") && d.b == "" && (d.is(`(pod\d|elsewhere|result) route (0.0.0.0|::)/0`) && strings.HasPrefix(d.a, "via") ||
-				!d.network.is("isGateway") && d.is("bridge address .*"))
+			return d.b == "" && (d.is("bridge address .*") && d.gateway() || d.is(`(pod\d|elsewhere|result) route (0.0.0.0|::)/0`) && strings.HasPrefix(d.a, "via"))
 		}},
 	{"the gateways of all ranges of a list", "the next pod may get an address of another one",
 		func(d *difference) bool {
-			return (d.network.is("isDefaultGateway") || d.network.is("isGateway")) && d.is("bridge address .*") && d.a == "there" && d.b == ""
+			return d.is("bridge address .*") && d.gateway() && d.a == "there" && d.b == ""
 		}},
 	{"loopback is up", "the reference has a plugin for that",
 		func(d *difference) bool {
@@ -53,7 +70,7 @@ var intendeds = []intended{
 		}},
 	{"[::1] refuses", "no connection from there can reach a pod: clients go on to 127.0.0.1 at once",
 		func(d *difference) bool {
-			return d.is(`node \w+ to \[::1\].*`) && d.a == "refused" && (d.b == "silence" || d.b == "no way")
+			return !d.Kept && d.is(`node \w+ to \[::1\].*`) && d.a == "refused" && (d.b == "silence" || d.b == "no way")
 		}},
 	{"the bridge keeps its MTU", "the kernel goes by the ports else, of which there may be none",
 		func(d *difference) bool {
@@ -62,11 +79,12 @@ var intendeds = []intended{
 		}},
 	{"what ipam.routes say of a route", "mtu and advmss are in force and not in the result only, and those of a default route are not lost beside another one",
 		func(d *difference) bool {
-			return d.is(`(pod\d|elsewhere|result) route .*`) && d.b != "" && d.a != "" && d.Version == "1.1.0" && within(d.b, d.a)
+			return d.is(`(pod\d|elsewhere|result) route .*`) && d.Version == "1.1.0" && bare(d.b) != "" && d.a == bare(d.b)+d.routeWords(d.last())
 		}},
 	{"routes in the result with their gateway", "the specification leaves it to the plugin to say which one it is",
 		func(d *difference) bool {
-			return d.is("result route .*") && strings.HasPrefix(d.b, "via <nil>") && strings.HasPrefix(d.a, "via ") && !strings.Contains(d.a, "nil")
+			a, err := netip.ParseAddr(strings.TrimPrefix(bare(d.a), "via "))
+			return d.is("result route .*") && bare(d.b) == "via <nil>" && err == nil && d.gateways()[a].IsValid() && d.a == bare(d.a)+d.routeWords(d.last())
 		}},
 	{"the MTU in the result", "version 1.1.0 of the specification has a field for it",
 		func(d *difference) bool {
@@ -78,9 +96,9 @@ var intendeds = []intended{
 			return d.is(`node link \d+`) && strings.Replace(d.b, "hairpin false", "hairpin true", 1) == d.a ||
 				d.question() && !d.network.is("hairpinMode") && d.b == "silence" && strings.HasPrefix(d.a, pod+":")
 		}},
-	{"no announcement", "the node, the only neighbour a pod has, is told the address by the plugin",
+	{"IPv6 addresses are announced, too", "as those of IPv4 are by both, when the interface comes up again",
 		func(d *difference) bool {
-			return d.is(`\w+ sysctl net/ipv4/conf/eth0/arp_notify`) && d.a == "0" && d.b == "1"
+			return d.is(`\w+ sysctl net/ipv6/conf/eth0/ndisc_notify`) && d.a == "1" && d.b == "0"
 		}},
 	{"router advertisements are refused", "any pod could make itself the others' gateway (CVE-2020-10749)",
 		func(d *difference) bool {
@@ -92,11 +110,17 @@ var intendeds = []intended{
 		}},
 	{"what Kubernetes says in CNI_ARGS is known", "it need not say that the rest is to be ignored",
 		func(d *difference) bool {
-			refused := regexp.MustCompile("unknown args .*K8S_POD_") // in ours by a plugin that comes after it
-			return d.onlyTheirsFailed("unknown args .*K8S_POD_") || refused.MatchString(d.theirs["error"]) && refused.MatchString(d.ours["error"])
+			refused := regexp.MustCompile("unknown args .*K8S_POD_")
+			if d.onlyTheirsFailed("unknown args .*K8S_POD_") {
+				return true
+			}
+			if !refused.MatchString(d.theirs["error"]) {
+				return false
+			}
+			// In ours a plugin that comes after it may refuse, and what it found stays until the runtime calls DEL; or another pod has
+			// the host port: an address was reserved and given back.
+			return refused.MatchString(d.ours["error"]) || strings.Contains(d.ours["error"], "host port") && d.is(`disk last_reserved_ip\.\d+`)
 		}},
-	{"hairpin and promiscuous mode", "ports are in hairpin mode, so there is no need for the other, nor a quarrel",
-		func(d *difference) bool { return d.onlyTheirsFailed("hairpin mode and promiscuous mode") }},
 	{"a plugin that changes the hardware address", "tuning heeds CNI_ARGS, and cuts off a pod that anti-spoofing keeps to another address",
 		func(d *difference) bool {
 			return d.question() && d.has("tuning") && unanswered(d.a) && slices.ContainsFunc(d.Pods[:], func(r request) bool {
@@ -104,13 +128,20 @@ var intendeds = []intended{
 			})
 		}},
 	{"an address before any", "a host port of one address is that pod's, whoever came first (CVE-2025-67499)",
-		func(d *difference) bool { return d.question() && d.exact(d.a) && !d.exact(d.b) && !unanswered(d.b) }},
+		func(d *difference) bool {
+			itself := d.b == "silence" && !d.network.is("hairpinMode") && d.is(`pod\d .*`) // has the port of any address
+			return d.question() && !d.Kept && d.exact(d.a) && !d.exact(d.b) && (!unanswered(d.b) || itself)
+		}},
 	{"a host port has one pod", "the reference gives it to the first and lets the second believe it has it",
 		func(d *difference) bool { return d.onlyOursFailed("host port .* belongs to pod") }},
 	{"an MTU that cannot be", "the reference leaves it out in silence",
 		func(d *difference) bool { return d.onlyOursFailed("mtu is -5") }},
-	{"a gateway's address on a bridge without ports", "sometimes the kernel has no hardware address for it, and the reference fails",
+	{"a gateway's address on a bridge that has lost its ports", "until the next comes its hardware address is zero, which the reference reads and then sets",
 		func(d *difference) bool { return d.onlyTheirsFailed("could not set bridge's mac: invalid argument") }},
+	{"ipMasq of two addresses of a family", "the reference has one chain for both, and cannot remove it when it has removed the first one's rule",
+		func(d *difference) bool {
+			return d.network.is("ipMasq") && strings.HasPrefix(d.Verb, del) && d.onlyTheirsFailed("CHAIN_DEL failed .*busy|Directory not empty|Too many links")
+		}},
 	{"two gateways of IPv4", "a bridge can have several addresses; forceAddress would take away the one that pods use",
 		func(d *difference) bool {
 			return d.onlyTheirsFailed("already has an IP address different from")
@@ -122,7 +153,7 @@ var intendeds = []intended{
 	{"an ADD that fails leaves nothing", "else the interface stays in the pod, and the port on the bridge",
 		func(d *difference) bool {
 			both := d.ours["failed"] == "yes" && d.theirs["failed"] == "yes"
-			return both && !d.is("code|result .*") && d.a == d.before[d.name] || d.is("bridge( .*)?") && d.a == "" && d.ours["node link 0"] == ""
+			return both && strings.HasPrefix(d.Verb, add) && !d.is("code|result .*") && d.a == d.before[d.name]
 		}},
 	{"DEL with a configuration that has become wrong", "a pod must be removable all the same, else its address is lost",
 		func(d *difference) bool {
@@ -130,10 +161,13 @@ var intendeds = []intended{
 		}},
 	{"DEL without a namespace removes the interface", "its name follows from the container's id; the reference waits for the namespace to end",
 		func(d *difference) bool {
-			return (d.Verb == delNowhere || d.Verb == delGone) && (d.a == "" && d.is(`(pod\d|node link)\b.*`) || d.movedUp())
+			return (d.Verb == delNowhere || d.Verb == delGone) && (d.a == "" && d.is(fmt.Sprintf(`(pod%d|node link)\b.*`, d.Pod)) || d.movedUp())
 		}},
 	{"GC", "the reference has none, and leaves it to the runtime's notes",
 		func(d *difference) bool {
+			if pod, err := strconv.Atoi(strings.TrimPrefix(strings.Fields(d.name)[0], "pod")); err == nil && slices.Contains(d.Keep, pod) {
+				return false
+			}
 			return d.Verb == gc && (d.a == "" && d.is(`(pod\d|node link|disk [0-9a-f]+[.:])\b.*`) || d.movedUp())
 		}},
 	{"pods keep their address on the way to host ports", "as on the way to services; only a pod that reaches itself has to be masqueraded",
@@ -148,10 +182,8 @@ var intendeds = []intended{
 		}},
 	{"no lock without reservations", "DEL and refused calls make no folder",
 		func(d *difference) bool { return d.is("disk lock") && d.a == "" }},
-	{"host ports that lead nowhere", "what is no address, one of a family that the pod has not, or one port twice: refused, where the reference leaves out one in silence",
-		func(d *difference) bool {
-			return d.onlyOursFailed("of a family that ipam.ranges has|expected each once|hostIP is .here.")
-		}},
+	{"host ports that cannot be", "what is no address, or one port twice: refused, where the reference leaves out one in silence",
+		func(d *difference) bool { return d.onlyOursFailed("expected each once|hostIP is .here.") }},
 }
 
 func intendedName(d *difference) string {
@@ -181,14 +213,11 @@ func (d *difference) exact(answer string) bool {
 	return false
 }
 
-// pod is the pod that has an address, as far as what it asked tells.
+// pod is the pod that answers the node at an address.
 func (f facts) pod(address string) string {
-	for name, answer := range f {
-		if pod, _, _ := strings.Cut(name, " "); strings.HasPrefix(pod, "pod") && answer == "outside from "+address {
-			return pod
-		}
-	}
-	return ""
+	at, _ := netip.ParseAddr(address)
+	pod, _, _ := strings.Cut(f[question{place{name: "node"}, "tcp", netip.AddrPortFrom(at, uint16(podPorts[0]))}.String()], ":")
+	return pod
 }
 
 // movedUp tells whether a link has another number only because ours has none of those before it.
@@ -228,10 +257,16 @@ func (d *difference) onlyOursFailed(pattern string) bool {
 	return d.theirs["failed"] == "" && d.ours["failed"] == "yes" && regexp.MustCompile(pattern).MatchString(d.ours["error"])
 }
 
-// within tells whether all words of a text are in another one.
-func within(less, more string) bool {
-	words := strings.Fields(more)
-	return !slices.ContainsFunc(strings.Fields(less), func(w string) bool { return !slices.Contains(words, w) })
+// bare is a route without what is said besides the gateway; empty where there is none.
+func bare(route string) string {
+	words := strings.Fields(route)
+	return strings.Join(words[:min(2, len(words))], " ")
+}
+
+// gateway tells whether the last word is a gateway with the length of its network.
+func (d *difference) gateway() bool {
+	p, err := netip.ParsePrefix(d.last())
+	return err == nil && d.gateways()[p.Addr()] == p.Masked()
 }
 
 // hostAddress is a text like 10.1.0.2/24 via 10.1.0.1 with the length of a single address.

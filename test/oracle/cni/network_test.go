@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 )
 
@@ -22,6 +23,7 @@ type network struct {
 	Steps   []step
 	Wrong   string // what was made wrong on purpose, if anything
 	Back    bool   // the third node begins with ours
+	Kept    bool   // portmap and bandwidth stay in the chain after ours
 }
 
 // request is what a runtime says about one pod.
@@ -90,7 +92,7 @@ func (n *network) theirs(dataDir string) []byte {
 	return c.list(append([]object{c.Bridge}, c.Chain...))
 }
 
-// ours is the same for our plugin: the type changes, and it takes over what portmap and bandwidth are asked for.
+// ours is the same for our plugin: the type changes, and unless Kept it takes over what portmap and bandwidth are asked for.
 func (n *network) ours(dataDir string) []byte {
 	c := n.clone()
 	c.Bridge["type"] = "braid"
@@ -98,7 +100,7 @@ func (n *network) ours(dataDir string) []byte {
 	caps, _ := c.Bridge["capabilities"].(object)
 	chain := []object{c.Bridge}
 	for _, p := range c.Chain {
-		if t := p["type"]; t != "portmap" && t != "bandwidth" {
+		if t := p["type"]; n.Kept || t != "portmap" && t != "bandwidth" {
 			chain = append(chain, p)
 			continue
 		}
@@ -124,6 +126,44 @@ func (n *network) has(plugin string) bool {
 
 // is tells whether an option of bridge is on.
 func (n *network) is(option string) bool { return n.Bridge[option] == true }
+
+// gateways lists the gateways of all ranges, with their networks.
+func (n *network) gateways() map[netip.Addr]netip.Prefix {
+	list, out := []any{n.ipam()}, map[netip.Addr]netip.Prefix{}
+	sets, _ := n.ipam()["ranges"].([]any)
+	for _, p := range n.Pods {
+		more, _ := p.Caps["ipRanges"].([]any)
+		sets = slices.Concat(sets, more)
+	}
+	for _, set := range sets {
+		list = slices.Concat(list, set.([]any))
+	}
+	for _, r := range list {
+		text, _ := r.(object)["subnet"].(string)
+		subnet, err := netip.ParsePrefix(text)
+		if err != nil {
+			continue
+		}
+		gateway := subnet.Addr().Next()
+		if own, ok := r.(object)["gateway"].(string); ok {
+			gateway = netip.MustParseAddr(own)
+		}
+		out[gateway] = subnet
+	}
+	return out
+}
+
+// routeWords is what ipam.routes say of a route besides its gateway, as facts have it.
+func (n *network) routeWords(dst string) string {
+	list, _ := n.ipam()["routes"].([]any)
+	for _, r := range list {
+		if r := r.(object); r["dst"] == dst {
+			value := func(key string) int { f, _ := r[key].(float64); return int(f) }
+			return also(value("mtu"), value("advmss"), value("priority"))
+		}
+	}
+	return ""
+}
 
 // mapping is one of a pod's port mappings.
 type mapping struct {

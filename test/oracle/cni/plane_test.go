@@ -31,6 +31,9 @@ const (
 // podPorts are what each pod listens on, TCP and UDP.
 var podPorts = []int{80, 81}
 
+// forwarding is what makes a node a router: not on when a case begins.
+var forwarding = []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"}
+
 // plugins are what is built: ours, and the reference.
 var plugins = []string{
 	"github.com/braidnet/braid/cni",
@@ -71,7 +74,6 @@ func newPlane(t *testing.T, name, bin string) *plane {
 		ns.Sysctl(t, "net/ipv6/conf/default/accept_dad", "0") // what is new is of use at once
 		unlimited(t, ns)
 	}
-	p.Forward(t)
 	nstest.Veth(t, p.NS, "eth0", p.outside, "eth0")
 	for ns, list := range map[*nstest.NS][]string{p.NS: {nodeIP + "/24", otherIP + "/24", nodeIP6 + "/64"}, p.outside: {outsideIP + "/24", outsideIP6 + "/64"}} {
 		for _, a := range list {
@@ -226,6 +228,9 @@ func (p *plane) end(n *network) {
 		newPodSettings(p.t, ns)
 	}
 	p.wipe(p.NS)
+	for _, key := range forwarding {
+		p.Sysctl(p.t, key, "0")
+	}
 	p.Exec(p.t, "nft", "flush", "ruleset")
 	if err := errors.Join(os.RemoveAll(p.dataDir()), os.RemoveAll(filepath.Join(p.dir, "cache"))); err != nil {
 		p.t.Fatal(err)

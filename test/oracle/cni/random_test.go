@@ -40,6 +40,8 @@ func (m *maker) next() *network {
 		n.Pods[i] = m.request(n, i)
 	}
 	n.Steps = m.steps(n.Version)
+	n.Kept = m.chance(25)
+	m.rarely(n)
 	if _, ok := n.Bridge["args"]; ok { // which are for one pod: two of one bridge cannot have the same
 		for i := range n.Steps {
 			n.Steps[i].Pod = 0
@@ -59,11 +61,32 @@ func (m *maker) options(n *network) {
 	}{
 		{50, "mtu", pick(m, 1500, 1450, 1400, 9000)}, {40, "hairpinMode", true},
 		{20, "dns", object{"nameservers": []string{"10.96.0.10"}, "domain": "cluster.local", "search": []string{"a.example", "b.example"}, "options": []string{"ndots:5"}}},
-		{15, "args", m.args(n)},
+		{15, "args", m.args(n)}, {20, "ipMasq", true}, {10, "ipMasqBackend", "nftables"}, {10, "forceAddress", true}, {5, "enabledad", true}, {10, "macspoofchk", m.chance(80)},
 	} {
 		if m.chance(o.percent) {
 			n.Bridge[o.key] = o.value
 		}
+	}
+}
+
+// rarely makes what chance would hardly ever.
+func (m *maker) rarely(n *network) {
+	switch m.IntN(30) {
+	case 0: // two host ports, one of them of one address
+		n.Chain, n.Kept = []object{{"type": "portmap", "capabilities": object{"portMappings": true}}}, false
+		exact, first := m.IntN(2), m.IntN(2)
+		for i := range 2 {
+			p := object{"hostPort": 8080, "containerPort": podPorts[i], "protocol": "tcp"}
+			if i == exact {
+				p["hostIP"] = nodeIP
+			}
+			n.Pods[i] = request{Args: n.Pods[i].Args[:1], Caps: object{"portMappings": []any{p}}}
+		}
+		n.Steps = []step{{Verb: add, Pod: first}, {Verb: add, Pod: 1 - first}, {Verb: probe}}
+	case 1: // two hardware addresses
+		n.Chain = []object{{"type": "tuning"}}
+		n.Pods[0] = request{Args: [][2]string{{"IgnoreUnknown", "1"}, {"MAC", "02:00:00:00:0b:00"}}, Caps: object{"mac": "02:00:00:00:0c:00"}}
+		n.Steps = []step{{Verb: add}, {Verb: probe}}
 	}
 }
 
