@@ -112,7 +112,7 @@ func (o *options) cost(ctx context.Context, s subject, t *table) error {
 			err = r.compare(o.rounds, func(what string, bare, here []time.Duration) {
 				for _, p := range []int{50, 99} {
 					b, h := rig.Percentile(bare, p), rig.Percentile(here, p)
-					t.put(s.name, fmt.Sprintf("%s, %s, p%d", what, at.name, p), cell{fmt.Sprintf("%s (%+.1f µs)", rig.Short(h), (h-b).Seconds()*1e6), h.Seconds()})
+					t.set(s.name, fmt.Sprintf("%s, %s, p%d", what, at.name, p), fmt.Sprintf("%s (%+.1f µs)", rig.Short(h), (h-b).Seconds()*1e6))
 				}
 			})
 		}
