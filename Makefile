@@ -93,7 +93,7 @@ oracle: deps ## compare our CoreDNS with the stock one, query by query, our serv
 
 # Other clusters: `make fuzz-policy ARGS="-policy.seed 7"`.
 .PHONY: fuzz-policy
-fuzz-policy: deps ## hold policies against the API's text on 10,000 random clusters: compiler, and kernel in both modes (root, 15 minutes)
+fuzz-policy: deps ## hold policies against the API's text on 10,000 random clusters: compiler, and kernel in both modes (root, half an hour)
 	go test -count=1 -v -timeout 120m -run 'TestDifferential|TestKernelAgrees' ./netagent/policy ./netagent/policy/nftables ./netagent/policy/iptables \
 	  -policy.worlds 10000 $(ARGS)
 
@@ -108,7 +108,7 @@ bench-services: build deps ## measure services beside kube-proxy, both modes (ro
 
 # More: `go run ./test/bench/policy --help`.
 .PHONY: bench-policy
-bench-policy: build deps ## measure policy enforcement beside a peer (root, ten minutes)
+bench-policy: build deps ## measure policy enforcement beside kube-router (root, builds it; half an hour)
 	go run ./test/bench/policy $(ARGS)
 
 # More: what `go run ./test/bench/dns --help` says, such as ARGS="--services 10000 --cases nothing" for memory.

@@ -32,6 +32,7 @@ type options struct {
 	rate           int
 	limit          time.Duration
 	churnFor       time.Duration
+	budget         time.Duration
 	subjects       *regexp.Regexp
 	parts          *regexp.Regexp
 }
@@ -62,6 +63,7 @@ func parse(args []string) (*options, error) {
 	f.IntVar(&o.rounds, "rounds", 3000, "packets, and connections, that are timed in each world")
 	f.IntVar(&o.rate, "churn", 50, "pods of other nodes that come or go in a second")
 	f.DurationVar(&o.churnFor, "churn-for", 20*time.Second, "how long they do, at least")
+	f.DurationVar(&o.budget, "budget", time.Minute, "time after which no more changes are made than there were, but for three of each kind")
 	f.DurationVar(&o.limit, "limit", time.Minute, "how long a change may take")
 	which := f.String("subjects", "", "regular expression of what to measure: "+strings.Join(names(), ", "))
 	parts := f.String("parts", "", "regular expression of what about them: changes, cost, large")

@@ -118,7 +118,7 @@ var kinds = []string{"policy created", "policy deleted", "peer gets a label", "p
 func (r *run) change(trials int) (changes, error) {
 	out := changes{}
 	api, w := r.world.api, r.world
-	for range trials {
+	for i, begin := 0, time.Now(); i < trials && (i < 3 || time.Since(begin) < r.budget); i++ {
 		policy := trial("trial", "yes")
 		event := time.Now()
 		if err := api.Put(policy); err != nil {

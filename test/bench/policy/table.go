@@ -43,6 +43,7 @@ func (t *table) time(subject, row string, d time.Duration) {
 }
 
 func (t *table) changes(subject, when string, c changes) {
+	t.set(subject, when+"changes of each kind", fmt.Sprint(len(c[kinds[0]])))
 	for _, kind := range kinds {
 		p50, p99 := rig.Percentile(c[kind], 50), rig.Percentile(c[kind], 99)
 		t.time(subject, when+kind+", p50", p50)
