@@ -84,7 +84,7 @@ func (m *maker) rarely(n *network) {
 		}
 		n.Steps = []step{{Verb: add, Pod: first}, {Verb: add, Pod: 1 - first}, {Verb: probe}}
 	case 1: // two hardware addresses
-		n.Chain = []object{{"type": "tuning"}}
+		n.Chain = []object{{"type": "tuning", "sysctl": object{"net.ipv4.conf.IFNAME.accept_redirects": "1", "net.core.somaxconn": "500"}}}
 		n.Pods[0] = request{Args: [][2]string{{"IgnoreUnknown", "1"}, {"MAC", "02:00:00:00:0b:00"}}, Caps: object{"mac": "02:00:00:00:0c:00"}}
 		n.Steps = []step{{Verb: add}, {Verb: probe}}
 	}
