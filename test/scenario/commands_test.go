@@ -25,6 +25,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"reachable": cmdReachable,
 	"rules":     cmdRules,
 	"cuts":      cmdCuts,
+	"resumes":   cmdResumes,
 	"race":      cmdRace,
 	"crowd":     cmdCrowd,
 	"uncrowd":   cmdUncrowd,

@@ -78,6 +78,39 @@ func cmdCuts(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Logf("the last of %d connections failed %s after %q", n, ended.Sub(said).Round(time.Millisecond), strings.Join(verb, " "))
 }
 
+// cmdResumes runs a verb of the playground after which lines of the load have to find another way, and says for how long
+// they got no answer: `resumes REGEXP VERB…`. No other connection may be harmed.
+func cmdResumes(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: resumes REGEXP VERB [ARG…]")
+	}
+	l, verb := loadOf(ts), strings.Join(args[1:], " ")
+	lines, err := regexp.Compile(args[0])
+	ts.Check(err)
+	_, err = l.take()
+	ts.Check(err)
+	cmdLab(ts, false, args[1:])
+	said := time.Now()
+	all, err := l.settled()
+	ts.Check(err)
+	failed, of, last := 0, 0, said
+	for name, t := range all {
+		switch {
+		case lines.MatchString(name):
+			failed, of = failed+t.Failed, of+t.Failed+t.OK
+			if t.LastFailed.After(last) {
+				last = t.LastFailed
+			}
+		case t.Failed > 0:
+			ts.Fatalf("%q harmed others too:\n%s", verb, failures(map[string]tally{name: t}))
+		}
+	}
+	if of == 0 {
+		ts.Fatalf("no line of the load is like %q", args[0])
+	}
+	ts.Logf("after %q %d of %d exchanges got no answer, the last was begun %s later", verb, failed, of, last.Sub(said).Round(time.Millisecond))
+}
+
 // cmdLeaks does harm to a node's rules, waits until nobody gets through who must not, and says how many did and until
 // when: `leaks NODE COMMAND…`. It may take no connections from those that are allowed, unless it is called as
 // `leaks -any NODE COMMAND…`.

@@ -19,7 +19,8 @@ func TestServices(t *testing.T) {
 }
 
 // TestPolicies runs testdata/policy/*.txtar likewise. $BRAID_KILLS is how often agents are killed there under load (1),
-// $BRAID_PAUSE the pause between two connections of the load (20ms), $BRAID_RACERS how many pods come at once (20).
+// $BRAID_PAUSE the pause between two connections of the load (20ms), $BRAID_RACERS how many pods come (20, a hundred at once), and
+// $BRAID_HINDRANCE for how long their agents stop meanwhile, every other such time (not at all).
 func TestPolicies(t *testing.T) {
 	inModes(t, "testdata/policy/*.txtar")
 }
@@ -39,6 +40,7 @@ func inModes(t *testing.T, pattern string) {
 				e.Setenv("MODE", mode)
 				e.Setenv("KILLS", cmp.Or(os.Getenv("BRAID_KILLS"), "1"))
 				e.Setenv("RACERS", cmp.Or(os.Getenv("BRAID_RACERS"), "20"))
+				e.Setenv("HINDRANCE", cmp.Or(os.Getenv("BRAID_HINDRANCE"), "0s"))
 				e.Setenv("PAUSE", cmp.Or(os.Getenv("BRAID_PAUSE"), "20ms"))
 				return setup(e)
 			}
