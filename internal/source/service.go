@@ -159,6 +159,10 @@ func (c *converter) endpoint(path string, o *discoveryv1.Endpoint, s *model.Endp
 		if a.Is4() == s.IPv6 {
 			c.fail(fmt.Sprintf("%s.addresses[%d]", path, i), "is "+a.String(), "an address of the slice's addressType")
 		}
+		if a.IsUnspecified() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsLinkLocalMulticast() {
+			// The API server refuses these too: they would lead to whatever the node keeps to itself.
+			c.fail(fmt.Sprintf("%s.addresses[%d]", path, i), "is "+a.String(), "an address that others can reach: neither unspecified, nor loopback, nor link-local")
+		}
 	}
 	if t := o.TargetRef; t != nil {
 		e.Target = model.Ref{Kind: model.Kind(t.Kind), Key: model.Key{Namespace: t.Namespace, Name: t.Name}}

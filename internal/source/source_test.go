@@ -172,6 +172,13 @@ func TestConvertErrors(t *testing.T) {
 		{"traffic policy", svcHead + "spec: {internalTrafficPolicy: Node}", `spec.internalTrafficPolicy: is "Node", expected Cluster or Local`},
 		{"name", "apiVersion: v1\nkind: Pod\nmetadata: {namespace: x}", `metadata.name: is missing, expected the object's name`},
 		{"slice family", sliceHead + "addressType: IPv6\nendpoints: [{addresses: [10.0.0.1]}]", `endpoints[0].addresses[0]: is 10.0.0.1, expected an address of the slice's addressType`},
+		{"slice to the node itself", sliceHead + "addressType: IPv4\nendpoints: [{addresses: [127.0.0.1]}, {addresses: [169.254.169.254]}, {addresses: ['0.0.0.0']}]",
+			`endpoints[0].addresses[0]: is 127.0.0.1, expected an address that others can reach: neither unspecified, nor loopback, nor link-local; ` +
+				`endpoints[1].addresses[0]: is 169.254.169.254, expected an address that others can reach: neither unspecified, nor loopback, nor link-local; ` +
+				`endpoints[2].addresses[0]: is 0.0.0.0, expected an address that others can reach: neither unspecified, nor loopback, nor link-local`},
+		{"slice to the node itself, IPv6", sliceHead + "addressType: IPv6\nendpoints: [{addresses: ['::1']}, {addresses: ['fe80::1']}]",
+			`endpoints[0].addresses[0]: is ::1, expected an address that others can reach: neither unspecified, nor loopback, nor link-local; ` +
+				`endpoints[1].addresses[0]: is fe80::1, expected an address that others can reach: neither unspecified, nor loopback, nor link-local`},
 		{"slice type", sliceHead + "endpoints: []", `addressType: is "", expected IPv4, IPv6 or FQDN`},
 		{"endpoint without address", sliceHead + "addressType: IPv4\nendpoints: [{addresses: []}]", `endpoints[0].addresses: is empty, expected at least one address`},
 		{"slice port", sliceHead + "addressType: IPv4\nports: [{port: 70000}]\nendpoints: []", `ports[0].port: is 70000, expected a port number from 1 to 65535`},
