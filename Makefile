@@ -71,6 +71,13 @@ test: images deps ## run every test: units, kernel tests in network namespaces, 
 test-faults: build deps ## do harm to a node in every way we know, with every overlay, while agents look, do not look, or are gone (root, 10 minutes)
 	go test ./test/scenario -count=1 -v -timeout 60m -run TestFaults -faults.all $(ARGS)
 
+# TestPolicies has these two in a small form.
+.PHONY: test-policy-hard
+test-policy-hard: build deps ## kill agents 20 times under load, and let 1,000 pods start while agents come to a stop half of the time (root, 25 minutes)
+	BRAID_KILLS=20 BRAID_PAUSE=10ms go test ./test/scenario -count=1 -v -timeout 60m -run 'TestPolicies/.*/...faults'
+	BRAID_RACERS=1000 go test ./test/scenario -count=1 -v -timeout 60m -run 'TestPolicies/.*/...startup'
+	BRAID_RACERS=1000 BRAID_HINDRANCE=500ms go test ./test/scenario -count=1 -v -timeout 60m -run 'TestPolicies/.*/...startup'
+
 .PHONY: test-guest
 test-guest: build deps ## run the overlays ipip and wireguard on Debian's kernel, in a virtual machine (root, 5 minutes)
 	@command -v qemu-system-x86_64 >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-system-x86 >/dev/null; }

@@ -22,7 +22,7 @@ var ErrNoBridgeFilter = errors.New("the kernel module br_netfilter is not loaded
 
 // HasBridgeFilter reports whether the kernel can show iptables what a bridge switches.
 func HasBridgeFilter() bool {
-	_, err := os.Stat("/proc/sys/net/bridge")
+	_, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables")
 	return err == nil
 }
 

@@ -20,11 +20,9 @@ import (
 	"github.com/braidnet/braid/netagent/policy"
 )
 
-// TestEvents: each fault is told once an hour, by all nodes as one Event, and its end too; a server that does not
-// answer is asked again.
-func TestEvents(t *testing.T) {
-	kept := map[string]corev1.Event{}
-	code := 0
+// eventServer is an API server that keeps the Events it is given, by name, and answers with *code unless that is 0.
+func eventServer(t *testing.T, code *int) (kept map[string]corev1.Event, client *api.Client) {
+	kept = map[string]corev1.Event{}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var e corev1.Event
 		if err := json.NewDecoder(r.Body).Decode(&e); err != nil || r.Method != http.MethodPost || r.URL.Path != "/api/v1/namespaces/"+e.Namespace+"/events" || r.Header.Get("Content-Type") != "application/json" {
@@ -32,8 +30,8 @@ func TestEvents(t *testing.T) {
 		}
 		_, have := kept[e.Name]
 		switch {
-		case code != 0:
-			w.WriteHeader(code)
+		case *code != 0:
+			w.WriteHeader(*code)
 		case have:
 			w.WriteHeader(http.StatusConflict)
 		default:
@@ -41,15 +39,23 @@ func TestEvents(t *testing.T) {
 			w.WriteHeader(http.StatusCreated)
 		}
 	}))
-	defer server.Close()
+	t.Cleanup(server.Close)
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
 	if err := os.WriteFile(kubeconfig, fmt.Appendf(nil, `{"apiVersion": "v1", "kind": "Config", "current-context": "x",
 		"clusters": [{"name": "x", "cluster": {"server": %q}}], "contexts": [{"name": "x", "context": {"cluster": "x"}}]}`, server.URL), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return kept, &api.Client{Kubeconfig: kubeconfig}
+}
+
+// TestEvents: each fault is told once an hour, by all nodes as one Event, and its end too; a server that does not
+// answer is asked again.
+func TestEvents(t *testing.T) {
+	code := 0
+	kept, client := eventServer(t, &code)
 	var nodes []*eventWriter
 	for _, name := range []string{"n1", "n2"} {
-		nodes = append(nodes, newEventWriter(slog.New(slog.DiscardHandler), name, &api.Client{Kubeconfig: kubeconfig}))
+		nodes = append(nodes, newEventWriter(slog.New(slog.DiscardHandler), name, client))
 	}
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 	tell := func(fails bool, want ...string) {

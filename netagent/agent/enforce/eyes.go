@@ -60,11 +60,19 @@ func (e *eyes) close() {
 
 // look notes what others did since the last look. Where the kernel does not answer they may have done something.
 func (e *eyes) look() {
+	e.lookAtRules()
+	e.lookAtSets()
+}
+
+func (e *eyes) lookAtRules() {
 	number, err := e.rules.number()
 	if err != nil || number != e.last {
 		e.foreign, e.last, e.made = true, number, e.commits()
 		e.gone = e.gone || !e.rules.entries()
 	}
+}
+
+func (e *eyes) lookAtSets() {
 	list, err := e.sets.List(iptables.SetPrefix)
 	if err != nil {
 		e.foreign = true

@@ -24,9 +24,10 @@ const (
 	// wholeAudit is how often all rules and sets are compared although nothing tells of a change: a member of a set
 	// replaced by another changes no number.
 	wholeAudit = time.Minute
-	// lookEvery is how often it is looked whether rules or members are gone, at the price of some questions to the
-	// kernel. With what a repair takes it is how long policies may be open after a flush.
-	lookEvery = 100 * time.Millisecond
+	// lookEvery is how often it is looked whether rules are gone, at the price of a question to the kernel, and every
+	// setsEvery-th time also how many members sets have. With what a repair takes it is how long policies may be open after a flush.
+	lookEvery = 25 * time.Millisecond
+	setsEvery = 4
 )
 
 // iptablesPlane enforces policies with iptables and ipset.
@@ -311,15 +312,18 @@ func (p *iptablesPlane) Counts(marks []policy.Mark) (map[policy.Mark]uint64, uin
 func (p *iptablesPlane) Watch(ctx context.Context, kick func()) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	for {
+	for n := 0; ; n++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
 		p.mu.Lock()
-		if p.known {
+		switch {
+		case p.known && n%setsEvery == 0:
 			p.eyes.look()
+		case p.known:
+			p.eyes.lookAtRules()
 		}
 		due := p.known && p.due(time.Now())
 		p.mu.Unlock()

@@ -16,6 +16,12 @@ import (
 // the kernel can, whatever mode services are in: either sees packets after translation, and only nftables changes rules and
 // addresses in one transaction.
 func openPlane(c Config) (plane packetFilter, why string, err error) {
+	return openEither(c, newNFTables, newIPTables)
+}
+
+// openEither is openPlane with what opens them.
+func openEither(c Config, newNFTables func(*slog.Logger, nftables.Options) (*nftablesPlane, error),
+	newIPTables func(*slog.Logger, iptables.Options, bool) (*iptablesPlane, error)) (plane packetFilter, why string, err error) {
 	if c.Mode != "iptables" {
 		plane, err := newNFTables(c.Log, nftables.Options{Bridge: link.PodBridge, Links: link.VethPrefix, Drop: c.Drop, Log: c.Tell})
 		switch {

@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -17,7 +18,7 @@ const reuseRounds = 500
 
 // TestAddressReuse: pods that get an address which another one had inherit nothing of what that was allowed, nor of
 // what it was denied, in whatever order the news come: the one before is deleted before or after the next is
-// connected, or stays, completed, with the address in its status.
+// connected, or stays, completed, with the address in its status; also when it has the same name.
 func TestAddressReuse(t *testing.T) {
 	l := newLab(t)
 	addr := netip.MustParseAddr(podAddrs["b"])
@@ -64,13 +65,29 @@ func TestAddressReuse(t *testing.T) {
 	}
 	for i := range reuseRounds {
 		app := []string{"open", "closed"}[i%2]
-		pod := &model.Pod{Origin: object(model.KindPod, fmt.Sprintf("b-%d", i)), UID: fmt.Sprintf("u-%d", i), Node: "n1", Labels: labels.Set{"app": app}, Phase: model.PhasePending}
-		order := i / 2 % 3
+		order, name := i/2%3, fmt.Sprintf("b-%d", i)
+		if i/6%2 == 1 && order != 2 {
+			name = "b" // of a StatefulSet, say
+		}
+		pod := &model.Pod{Origin: object(model.KindPod, name), UID: fmt.Sprintf("u-%d", i), Node: "n1", Labels: labels.Set{"app": app}, Phase: model.PhasePending}
 		if order == 0 {
 			gone()
 		}
-		l.change(pod)
 		of := Attachment{Namespace: pod.Key.Namespace, Name: pod.Key.Name, UID: pod.UID, Link: "brdb", Addrs: []netip.Addr{addr}}
+		if order == 1 { // connected before anybody has told the agent of it: not to be confirmed as what the one before was
+			short, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := l.Attach(short, of, l.mustStep); err == nil {
+				t.Fatalf("round %d: a pod that nobody has heard of has policies", i)
+			}
+		}
+		if old != nil && old.Key == pod.Key {
+			l.compiler.Apply(0, []model.Change{{Ref: pod.Ref, Old: old, New: pod}})
+			l.mustStep()
+			old = nil
+		} else {
+			l.change(pod)
+		}
 		if err := l.Attach(t.Context(), of, l.mustStep); err != nil {
 			t.Fatal(err)
 		}
