@@ -47,6 +47,7 @@ type Network struct {
 	Relay  *Relay // nil unless packets are carried in user space
 
 	WireGuard *WireGuard // nil unless packets are encrypted
+	Detour    *Detour    // nil unless a key is being replaced
 }
 
 // VXLAN holds the attributes of a VXLAN device that cannot change while it exists (RFC 7348).
@@ -215,6 +216,10 @@ func (n *Network) Sort() {
 	}
 	if n.WireGuard != nil {
 		n.WireGuard.sort()
+	}
+	if n.Detour != nil {
+		n.Detour.sort()
+		slices.SortFunc(n.Detour.Steer.Prefixes, ComparePrefix)
 	}
 }
 

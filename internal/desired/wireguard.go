@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // WGKey is a Curve25519 key of WireGuard.
@@ -40,11 +41,38 @@ type WGPeer struct {
 	Key      WGKey
 	Endpoint netip.AddrPort
 	Allowed  []netip.Prefix // sources it may send from, and destinations that are sent to it
-	Origin   string
+	// Keepalive is how often it is sent something when there is nothing to say, so that there is a session; 0 = never.
+	Keepalive time.Duration
+	Origin    string
+}
+
+// Detour is a second WireGuard device, with keys of its own, that carries packets in the place of the first. To the rest
+// of the kernel they go out and come in by the first.
+type Detour struct {
+	WireGuard
+	Steer Steering // what is sent by it
+}
+
+// Steering chooses destinations: Prefixes, or with All every one but these. The zero value chooses none.
+type Steering struct {
+	All      bool
+	Prefixes []netip.Prefix // sorted
 }
 
 func (p WGPeer) String() string {
 	return fmt.Sprintf("WireGuard peer %s at %s with %v", p.Key, p.Endpoint, p.Allowed)
+}
+
+func (s Steering) String() string {
+	switch {
+	case s.All && len(s.Prefixes) == 0:
+		return "everything"
+	case s.All:
+		return fmt.Sprintf("everything but %v", s.Prefixes)
+	case len(s.Prefixes) == 0:
+		return "nothing"
+	}
+	return fmt.Sprint(s.Prefixes)
 }
 
 // sort puts the lists into one order.

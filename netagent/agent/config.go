@@ -125,8 +125,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("udp-port: %d is out of range: use 1 to 65535", c.UDPPort)
 	case c.MTU != 0 && (c.MTU < 576 || c.MTU > 65535):
 		return fmt.Errorf("mtu: %d is out of range: use 576 to 65535 bytes (1280 at least for IPv6), or 0 for the one that is found", c.MTU)
-	case c.WireGuardPort < 1 || c.WireGuardPort > 65535:
-		return fmt.Errorf("wireguard-port: %d is out of range: use 1 to 65535", c.WireGuardPort)
+	case c.WireGuardPort < 1 || c.WireGuardPort > 65534:
+		return fmt.Errorf("wireguard-port: %d is out of range: use 1 to 65534 (the one after it is used too)", c.WireGuardPort)
 	case c.KeyAge != 0 && c.KeyAge < 10*time.Second:
 		return fmt.Errorf("wireguard-key-age: %s is too short for other nodes to learn of a new key: use days, such as 720h, or 0 for never", c.KeyAge)
 	case c.Direct && c.Overlay != "vxlan" && c.Overlay != "ipip":

@@ -53,11 +53,11 @@ func (c *Config) egressConfig() (egress.Config, error) {
 	}
 	switch c.Overlay {
 	case "vxlan":
-		out.Overlay = egress.Overlay{Links: link.Prefix, UDPPort: uint16(c.Port)}
+		out.Overlay = egress.Overlay{Links: link.Prefix, UDPPorts: []uint16{uint16(c.Port)}}
 	case "udp":
-		out.Overlay = egress.Overlay{Links: link.Prefix, UDPPort: uint16(c.UDPPort)}
+		out.Overlay = egress.Overlay{Links: link.Prefix, UDPPorts: []uint16{uint16(c.UDPPort)}}
 	case "wireguard":
-		out.Overlay = egress.Overlay{Links: link.Prefix, UDPPort: uint16(c.WireGuardPort), Authentic: true}
+		out.Overlay = egress.Overlay{Links: link.Prefix, UDPPorts: []uint16{uint16(c.WireGuardPort), uint16(c.WireGuardPort) + 1}, Authentic: true}
 	case "ipip":
 		out.Overlay = egress.Overlay{Links: link.Prefix, Protocols: []uint8{4, 41}} // IANA: IPv4 and IPv6 within IPv4
 	}

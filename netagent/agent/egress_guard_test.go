@@ -49,8 +49,8 @@ func TestPodsMakeNoPacketsOfTheOverlay(t *testing.T) {
 	}
 	overlays := map[string]egress.Overlay{
 		"none":      {},
-		"vxlan":     {Links: tunnel, UDPPort: 8472, Tracked: true},
-		"wireguard": {Links: tunnel, UDPPort: 8472, Authentic: true, Tracked: true},
+		"vxlan":     {Links: tunnel, UDPPorts: []uint16{8472}, Tracked: true},
+		"wireguard": {Links: tunnel, UDPPorts: []uint16{8471, 8472}, Authentic: true, Tracked: true},
 		"ipip":      {Links: tunnel, Protocols: []uint8{wire.IPIP, wire.SIT}, Tracked: true},
 	}
 	eachEgressPlane(t, func(t *testing.T, construct func(*egress.Rules) (egressPlane, error)) {
@@ -81,7 +81,7 @@ func TestPodsMakeNoPacketsOfTheOverlay(t *testing.T) {
 // pod may not.
 func TestNoServiceLeadsToTheOverlay(t *testing.T) {
 	eachEgressPlane(t, func(t *testing.T, construct func(*egress.Rules) (egressPlane, error)) {
-		r := newEgressRun(t, construct, egress.Config{Masquerade: true, Overlay: egress.Overlay{Links: "braid.", UDPPort: 8472, Tracked: true}})
+		r := newEgressRun(t, construct, egress.Config{Masquerade: true, Overlay: egress.Overlay{Links: "braid.", UDPPorts: []uint16{8472}, Tracked: true}})
 		r.Exec(t, "nft", `add table ip service; add chain ip service c { type nat hook prerouting priority -100; };
 			add rule ip service c udp dport 53 ip daddr 10.96.0.1 dnat to 198.51.100.2:8472;
 			add rule ip service c udp dport 53 ip daddr 10.96.0.2 dnat to 192.0.2.1:8472;
@@ -101,7 +101,7 @@ func TestNoServiceLeadsToTheOverlay(t *testing.T) {
 func TestFragmentsOfTheOverlay(t *testing.T) {
 	eachEgressPlane(t, func(t *testing.T, construct func(*egress.Rules) (egressPlane, error)) {
 		for _, tracked := range []bool{true, false} {
-			r := newEgressRun(t, construct, egress.Config{Masquerade: tracked, Overlay: egress.Overlay{UDPPort: 8472, Tracked: tracked}})
+			r := newEgressRun(t, construct, egress.Config{Masquerade: tracked, Overlay: egress.Overlay{UDPPorts: []uint16{8472}, Tracked: tracked}})
 			for port, whole := range map[uint16]bool{8472: false, 8473: true} {
 				for _, addrs := range [][2]string{{"10.244.1.11", "198.51.100.2"}, {"fd00:10:244:1::11", "2001:db8:203::9"}} {
 					k := r.packet(wire.UDP, addrs[0], addrs[1], port)

@@ -224,7 +224,7 @@ func TestMulticastKeepsItsSource(t *testing.T) {
 // TestEgressIsRepaired: what somebody flushes or changes comes back with the next step, and says so.
 func TestEgressIsRepaired(t *testing.T) {
 	eachEgressPlane(t, func(t *testing.T, construct func(*egress.Rules) (egressPlane, error)) {
-		r := newEgressRun(t, construct, egress.Config{Masquerade: true, Overlay: egress.Overlay{Links: "braid.", UDPPort: 8472, Tracked: true}})
+		r := newEgressRun(t, construct, egress.Config{Masquerade: true, Overlay: egress.Overlay{Links: "braid.", UDPPorts: []uint16{8472}, Tracked: true}})
 		right := func(when string) {
 			t.Helper()
 			for _, c := range [][3]string{{"10.244.1.11", "203.0.113.9", "192.0.2.1"}, {"fd00:10:244:1::11", "2001:db8:203::9", "2001:db8::1"}, {"10.244.1.11", "10.244.2.11", "10.244.1.11"}} {

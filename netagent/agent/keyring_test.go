@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,52 +12,153 @@ import (
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
 	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/overlay/peer"
 )
 
-func mustKey(t *testing.T, k *keyring, published []desired.WGKey) (desired.WGKey, []string) {
+// stepAll runs step until it changes nothing, and returns all that it did.
+func stepAll(t *testing.T, k *keyring, c crossing) (all []string) {
 	t.Helper()
-	key, changes, err := k.current(published)
-	if err != nil {
-		t.Fatal(err)
+	for {
+		changes, err := k.step(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(changes) == 0 {
+			return all
+		}
+		all = append(all, changes...)
 	}
-	return key, changes
+}
+
+func waitsFor(names ...string) func(peer.Phase, time.Time) []string {
+	return func(peer.Phase, time.Time) []string { return names }
+}
+
+func phaseIs(t *testing.T, k *keyring, want peer.Phase) {
+	t.Helper()
+	if d := k.detour(); d.Phase != want {
+		t.Fatalf("phase %q, want %q", d.Phase, want)
+	}
 }
 
 func TestKeyringKeepsAndReplacesKeys(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state", "wireguard.key")
-	k := &keyring{path: path, settle: time.Hour}
-	first, changes := mustKey(t, k, nil)
-	if len(changes) != 1 || first == (desired.WGKey{}) {
-		t.Fatalf("key %v, changes %q", first, changes)
+	sidePath := filepath.Join(filepath.Dir(path), "wireguard-detour.key")
+	next := func() *keyring { return &keyring{path: path, settle: time.Hour} } // the next agent
+	k := next()
+	if changes := stepAll(t, k, crossing{}); len(changes) != 2 {
+		t.Fatalf("changes %q, want two keys", changes)
 	}
-	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-		t.Fatalf("%v, %v: want a file that only root reads", info, err)
+	first, detour := k.public(), k.detour()
+	for _, file := range []string{path, sidePath} {
+		if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+			t.Fatalf("%v, %v: want a file that only root reads", info, err)
+		}
+		if err := os.Chmod(file, 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := os.Chmod(path, 0o644); err != nil {
+	k = next()
+	if changes := stepAll(t, k, crossing{published: true}); !slices.Equal(k.public(), first) || k.detour() != detour || len(changes) != 0 {
+		t.Errorf("a restart gives other keys, or %q", changes)
+	}
+	for _, file := range []string{path, sidePath} {
+		if info, _ := os.Stat(file); info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: mode %v after it was opened to others", file, info.Mode())
+		}
+	}
+	// The key gets old. While the key of the detour is in use it stays.
+	old := time.Now().Add(-2 * time.Hour)
+	if err := os.Chtimes(path, old, old); err != nil {
 		t.Fatal(err)
 	}
-	k = &keyring{path: path, settle: time.Hour} // the next agent
-	if again, changes := mustKey(t, k, nil); again != first || len(changes) != 0 {
-		t.Errorf("a restart gives another key, or %q", changes)
+	k.maxAge = time.Hour
+	if changes := stepAll(t, k, crossing{busy: true}); len(changes) != 1 || k.detour() != (peer.Detour{Key: detour.Key, Phase: peer.Leave}) || len(k.public()) != 2 || k.public()[0] != first[0] {
+		t.Fatalf("%q, %v, %v", changes, k.detour(), k.public())
 	}
-	if info, _ := os.Stat(path); info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v after it was opened to others", info.Mode())
+	will := k.public()[1]
+	for name, c := range map[string]crossing{"not for long enough": {published: true, waits: waitsFor()}} {
+		if changes := stepAll(t, k, c); len(changes) != 0 {
+			t.Errorf("%s: %q", name, changes)
+		}
 	}
-	// The key gets old: the next one is published, and used once it is known and has been for long enough.
-	k.maxAge = time.Nanosecond
-	if key, changes := mustKey(t, k, nil); key != first || len(changes) != 1 || len(k.public()) != 2 {
-		t.Fatalf("%q, %d public keys: want a second one beside the first", changes, len(k.public()))
+	k.settle = time.Nanosecond
+	if changes := stepAll(t, k, crossing{waits: waitsFor()}); len(changes) != 0 {
+		t.Errorf("the cluster does not know the phase: %q", changes)
 	}
-	next := k.public()[1]
-	if key, changes := mustKey(t, k, k.public()); key != first || len(changes) != 0 {
-		t.Errorf("used before it settled: %q", changes)
+	one := func(want peer.Phase) {
+		t.Helper()
+		k = &keyring{path: path, settle: time.Nanosecond, maxAge: time.Hour} // each agent goes on where the one before was killed
+		changes, err := k.step(crossing{published: true, waits: waitsFor()})
+		if err != nil || len(changes) != 1 || k.public()[0] != will || len(k.public()) != 1 {
+			t.Fatalf("%q, %v, %v: want the next key, alone", changes, err, k.public())
+		}
+		phaseIs(t, k, want)
 	}
-	k.settle = 0
-	if key, _ := mustKey(t, k, k.public()[:1]); key != first {
-		t.Error("used before the cluster knows it")
+	one(peer.Away)
+	one(peer.Return)
+	one(peer.Steady)
+	if changes := stepAll(t, k, crossing{published: true, waits: waitsFor()}); len(changes) != 0 {
+		t.Errorf("the key is new, and %q", changes)
 	}
-	if key, changes := mustKey(t, k, k.public()); public(key) != next || len(changes) != 1 || len(k.public()) != 1 {
-		t.Errorf("%q: want the next key alone", changes)
+}
+
+func TestKeyringWaits(t *testing.T) {
+	k := &keyring{path: filepath.Join(t.TempDir(), "wireguard.key"), settle: time.Hour, maxAge: time.Nanosecond}
+	stepAll(t, k, crossing{})
+	phaseIs(t, k, peer.Leave)
+	begun := func(ago time.Duration) {
+		at := time.Now().Add(-ago)
+		if err := os.Chtimes(k.sidePath(), at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	late := crossing{published: true, waits: waitsFor("node b")}
+	begun(2 * time.Hour)
+	if changes := stepAll(t, k, late); len(changes) != 0 {
+		t.Errorf("%q, though one does not come along", changes)
+	}
+	begun(9 * time.Hour)
+	if changes := stepAll(t, k, late); len(changes) != 1 || !strings.Contains(changes[0], "without node b") {
+		t.Errorf("%q, want it to go on and say without whom", changes)
+	}
+	phaseIs(t, k, peer.Away)
+}
+
+// TestKeyringAfterAKillBetweenItsFiles: the next key is in use, and the second file does not say so yet.
+func TestKeyringAfterAKillBetweenItsFiles(t *testing.T) {
+	k := &keyring{path: filepath.Join(t.TempDir(), "wireguard.key"), settle: time.Hour, maxAge: time.Nanosecond}
+	stepAll(t, k, crossing{})
+	next := k.side.next
+	if err := os.WriteFile(k.path, []byte(next.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k = &keyring{path: k.path, settle: time.Hour, maxAge: time.Hour}
+	stepAll(t, k, crossing{})
+	phaseIs(t, k, peer.Away)
+	if list := k.public(); len(list) != 1 || list[0] != public(next) {
+		t.Errorf("keys %v, want %v", list, public(next))
+	}
+}
+
+func TestKeyringTakesOldAndBrokenFiles(t *testing.T) {
+	dir := t.TempDir()
+	k := &keyring{path: filepath.Join(dir, "wireguard.key")}
+	inUse := newKey()
+	if err := os.WriteFile(k.path, []byte(inUse.String()+"\n"+newKey().String()+"\n"), 0o600); err != nil {
+		t.Fatal(err) // an older version was about to replace it
+	}
+	for _, side := range []string{"", "nonsense", newKey().String() + " leave", newKey().String() + " fly", newKey().String() + "\nleave x", "x\naway", newKey().String() + " away " + newKey().String()} {
+		if err := os.WriteFile(k.sidePath(), []byte(side), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if changes := stepAll(t, k, crossing{}); len(changes) != 1 || k.detour().Key == (desired.WGKey{}) {
+			t.Errorf("%q: changes %q, want a new key for detours", side, changes)
+		}
+		phaseIs(t, k, peer.Steady)
+		if list := k.public(); len(list) != 1 || list[0] != public(inUse) {
+			t.Errorf("keys %v, want %v", list, public(inUse))
+		}
 	}
 }
 
@@ -67,49 +169,12 @@ func TestKeyringRefusesABrokenFile(t *testing.T) {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, _, err := (&keyring{path: path}).current(nil)
+		_, err := (&keyring{path: path}).step(crossing{})
 		if err == nil || !strings.Contains(err.Error(), path) || strings.Contains(err.Error(), secret) {
 			t.Errorf("error %v: want one with the file and without its content", err)
 		}
 		if after, _ := os.ReadFile(path); string(after) != content {
 			t.Error("the file was changed: its owner may still need it")
-		}
-	}
-}
-
-// TestWireGuardKeyIsReplaced changes the key of n1 step by step, as its agent and the others' do, and pods
-// reach each other at each.
-func TestWireGuardKeyIsReplaced(t *testing.T) {
-	n := newTestNet(t, "wireguard")
-	n.syncAll(t)
-	n.mesh(t, 1440)
-	a := n.nodes[0]
-	old := a.keys.public()[0]
-	tell := func(what string) {
-		a.publish(t)
-		n.store.Apply([]model.Update{model.Set(a.node)})
-		n.syncAll(t)
-		n.mesh(t, 1440)
-		for _, node := range n.nodes {
-			if again := node.sync(t); len(again.Changes) != 0 {
-				t.Errorf("%s: %s: second Sync changed %q", what, node.name, again.Changes)
-			}
-		}
-	}
-	a.keys.maxAge, a.keys.settle = time.Nanosecond, time.Hour
-	a.sync(t)
-	a.keys.maxAge = 0
-	tell("the next key is published")
-	a.keys.settle = 0
-	res := a.sync(t)
-	if !strings.Contains(fmt.Sprint(res.Changes), "private key") || a.keys.public()[0] == old {
-		t.Fatalf("changes %q: want the next key in use", res.Changes)
-	}
-	tell("the old key is gone")
-	for _, node := range n.nodes[1:] {
-		shakes, err := node.net.wg.dev.Handshakes()
-		if _, still := shakes[old]; still || err != nil || len(shakes) != 2 {
-			t.Errorf("%s knows %v, %v: want two peers and not the old key", node.name, shakes, err)
 		}
 	}
 }

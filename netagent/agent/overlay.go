@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -62,6 +63,7 @@ type podNetwork struct {
 	user  userPath                 // of backend udp
 	shown atomic.Pointer[tun.Path] // the same, for whoever counts
 	wg    wireguardPath            // of backend wireguard
+	often atomic.Bool              // Sync has to look soon again, though no event tells: keys are being replaced
 
 	memory   nodeMemory    // of the nodes, for the next agent
 	repaired atomic.Uint64 // how many times Sync has left everything as it should be
@@ -135,12 +137,13 @@ func (o *podNetwork) Sync(ctx context.Context) (overlayResult, error) {
 	if err := o.relay(w, net.Relay); err != nil {
 		return res, fmt.Errorf("overlay: %w", err)
 	}
-	if err := o.encrypt(w, &net, in.Self); err != nil {
+	if err := o.serve(w, &net); err != nil {
 		return res, fmt.Errorf("overlay: %w", err)
 	}
 	if err := w.links(net.Links); err != nil {
 		return res, fmt.Errorf("overlay: %w", err)
 	}
+	o.encrypt(w, &net, in)
 	w.enableIPv6(net.Addrs)
 	o.remember(newView(in, net, w.table)) // devices made anew have new numbers
 	w.objects(ctx, net)
@@ -189,6 +192,14 @@ func (o *podNetwork) input(t *link.Table, store *model.Store) (in overlay.Input,
 	}
 	if in.Self == nil {
 		return in, "", nil
+	}
+	if o.cfg.Backend == "wireguard" {
+		facts, err := o.wg.facts(o.h, o.ns, t, o.cfg.UserWireGuard)
+		if err != nil {
+			return in, "", err
+		}
+		in.WireGuard.Phase, in.WireGuard.Up = facts.Phase, facts.Up
+		o.often.Store(o.wg.change.goesOn(in, time.Now()))
 	}
 	why, err = o.underlays(t, &in)
 	return in, why, err

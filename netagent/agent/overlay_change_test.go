@@ -71,7 +71,7 @@ func TestOverlaySweepsAfterRestart(t *testing.T) {
 // knowsKeysOf fails unless the node's WireGuard device has the keys of the others as its peers, and no more.
 func (n *testNode) knowsKeysOf(t *testing.T, others ...*testNode) {
 	t.Helper()
-	have, err := n.net.wg.dev.Handshakes()
+	have, err := n.net.wg.main.dev.Heard()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ type overlayLoop struct {
 func newOverlayLoop(c Config, store *model.Store) (*overlayLoop, error) {
 	keys := &keyring{path: filepath.Join(c.StateDir, "wireguard.key"), maxAge: c.KeyAge, settle: keySettle}
 	if c.KeyAge > 0 {
-		keys.settle = min(keySettle, c.KeyAge)
+		keys.settle = min(keySettle, c.KeyAge/5)
 	}
 	n, err := newOverlay(overlayConfig{Keys: keys, Memory: filepath.Join(c.RunDir, overlayNodesFile), WireGuard: peer.WireGuard{Port: uint16(c.WireGuardPort)}, Backend: c.Overlay, Node: c.Node, Direct: c.Direct, Select: c.selection(),
 		VXLAN: peer.VXLAN{VNI: uint32(c.VNI), Port: uint16(c.Port), GBP: c.GBP}, UDP: peer.UDP{Port: uint16(c.UDPPort)}}, store, c.Log)
@@ -78,8 +78,8 @@ func (o *overlayLoop) step(ctx context.Context) (reconcile.Outcome, error) {
 	if o.setMTU > res.MTU && res.MTU > 0 {
 		out.Notes = append(out.Notes, fmt.Sprintf("setting mtu: pods get %d, and what is larger than %d does not reach other nodes (%s)", o.setMTU, res.MTU, res.MTUWhy))
 	}
-	if o.wg.dev != nil {
-		out.Summary += ", WireGuard served by " + o.wg.by()
+	if o.wg.main.dev != nil {
+		out.Summary += ", WireGuard served by " + o.wg.main.by()
 	}
 	for _, n := range res.Notes {
 		out.Notes = append(out.Notes, n.String())

@@ -15,7 +15,6 @@ import (
 	"github.com/braidnet/braid/internal/kernel/netns/nstest"
 	"github.com/braidnet/braid/internal/kernel/sysctl"
 	"github.com/braidnet/braid/internal/model"
-	"github.com/braidnet/braid/netagent/overlay"
 	"github.com/braidnet/braid/netagent/overlay/peer"
 	"github.com/braidnet/braid/netagent/overlay/udp"
 	"github.com/braidnet/braid/netagent/overlay/wireguard"
@@ -119,16 +118,12 @@ func (n *testNode) start(t *testing.T, store *model.Store, backend string) {
 func (n *testNode) publish(t *testing.T) {
 	t.Helper()
 	if len(n.keys.public()) == 0 {
-		if _, _, err := n.keys.current(nil); err != nil {
+		if _, err := n.keys.step(crossing{}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	var words []string
-	for _, k := range n.keys.public() {
-		words = append(words, k.String())
-	}
 	changed := *n.node
-	changed.Annotations = map[string]string{overlay.KeyAnnotation: strings.Join(words, " ")}
+	changed.Annotations = n.keys.annotations()
 	n.node = &changed
 }
 

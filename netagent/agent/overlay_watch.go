@@ -131,6 +131,9 @@ func (o *podNetwork) followForwarding(ctx context.Context, hits chan<- struct{})
 			return
 		case <-tick.C:
 		}
+		if o.often.Load() {
+			hit(hits)
+		}
 		off := o.forwardingOff() || o.pathBroken()
 		if now := o.repaired.Load(); off && (!was || now != repaired) {
 			hit(hits)

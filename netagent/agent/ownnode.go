@@ -61,13 +61,7 @@ func (a *Agent) buildOwnNode() {
 func (o *ownNode) wanted(node *model.Node) map[string]string {
 	want := map[string]string{}
 	if o.keys != nil {
-		words := []string{}
-		for _, k := range o.keys.public() {
-			words = append(words, k.String())
-		}
-		if len(words) > 0 {
-			want[overlay.KeyAnnotation] = strings.Join(words, " ")
-		}
+		want = o.keys.annotations()
 	}
 	if a := o.agent.overlay; o.under && a.own.Load() != nil {
 		want[overlay.UnderlayAnnotation] = ""

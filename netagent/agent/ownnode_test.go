@@ -52,7 +52,8 @@ func TestOwnNodeIsWritten(t *testing.T) {
 	a.store.Apply([]model.Update{model.Set(&model.Node{Origin: model.Origin{Ref: model.Ref{Kind: model.KindNode, Key: model.Key{Name: "n1"}}}})})
 	o := &ownNode{agent: a, keys: &keyring{path: filepath.Join(t.TempDir(), "key")}}
 	o.lease = &lease{api: o, node: "n1", from: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, bits: cfg.nodeMask, pause: pauseFor}
-	key, _ := mustKey(t, o.keys, nil)
+	stepAll(t, o.keys, crossing{})
+	key, detour := o.keys.private()
 
 	forbid = true
 	if _, err := o.step(t.Context()); err == nil || !strings.Contains(err.Error(), "forbidden to you") || !strings.Contains(err.Error(), "deploy/own-node") {
@@ -60,15 +61,15 @@ func TestOwnNodeIsWritten(t *testing.T) {
 	}
 	forbid = false
 	out, err := o.step(t.Context())
-	if err != nil || len(out.Changes) != 2 {
-		t.Fatalf("%+v, %v: want pod CIDRs and a key", out, err)
+	if err != nil || len(out.Changes) != 3 {
+		t.Fatalf("%+v, %v: want pod CIDRs and two keys", out, err)
 	}
 	n := f.list["n1"]
-	if len(n.Spec.PodCIDRs) != 1 || n.Metadata.Annotations[overlay.KeyAnnotation] != public(key).String() || len(n.Metadata.Annotations) != 1 {
+	if len(n.Spec.PodCIDRs) != 1 || n.Metadata.Annotations[overlay.KeyAnnotation] != public(key).String() || n.Metadata.Annotations[overlay.DetourAnnotation] != public(detour).String() || len(n.Metadata.Annotations) != 2 {
 		t.Errorf("the Node is %+v", n)
 	}
 	for _, text := range out.Changes {
-		if strings.Contains(text, key.String()) {
+		if strings.Contains(text, key.String()) || strings.Contains(text, detour.String()) {
 			t.Errorf("%q holds the private key", text)
 		}
 	}

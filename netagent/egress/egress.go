@@ -41,11 +41,11 @@ type Config struct {
 
 // Overlay is how packets to other nodes are wrapped. The zero value is none.
 type Overlay struct {
-	Links     string  // how the names of its devices begin; empty: it has none
-	UDPPort   uint16  // that nodes take its packets at; 0: none
-	Protocols []uint8 // IP protocols by which nodes take its packets, with IPv4 around them
-	Authentic bool    // a packet that is not of a node is recognised by its contents
-	Tracked   bool    // connections are tracked on this node in any case
+	Links     string   // how the names of its devices begin; empty: it has none
+	UDPPorts  []uint16 // that nodes take its packets at
+	Protocols []uint8  // IP protocols by which nodes take its packets, with IPv4 around them
+	Authentic bool     // a packet that is not of a node is recognised by its contents
+	Tracked   bool     // connections are tracked on this node in any case
 }
 
 // Rules is all that renderers need. Prefixes are as few as can be, and sorted.
@@ -59,7 +59,7 @@ type Rules struct {
 }
 
 // Guarded reports whether pods are kept from sending packets of the overlay.
-func (r *Rules) Guarded() bool { return r.Overlay.UDPPort != 0 || len(r.Overlay.Protocols) > 0 }
+func (r *Rules) Guarded() bool { return len(r.Overlay.UDPPorts) > 0 || len(r.Overlay.Protocols) > 0 }
 
 // Empty reports whether there is nothing to be done at all.
 func (r *Rules) Empty() bool { return !r.Masquerade && r.Overlay.Links == "" && !r.Guarded() }
@@ -71,7 +71,7 @@ func (r *Rules) Equal(o *Rules) bool {
 }
 
 func (v Overlay) equal(o Overlay) bool {
-	return v.Links == o.Links && v.UDPPort == o.UDPPort && slices.Equal(v.Protocols, o.Protocols) && v.Authentic == o.Authentic && v.Tracked == o.Tracked
+	return v.Links == o.Links && slices.Equal(v.UDPPorts, o.UDPPorts) && slices.Equal(v.Protocols, o.Protocols) && v.Authentic == o.Authentic && v.Tracked == o.Tracked
 }
 
 // Planner follows the nodes of the cluster. Its methods may be called from different goroutines.

@@ -82,7 +82,7 @@ func (w world) some(forms ...string) (out []netip.Prefix) {
 	return out
 }
 
-var overlays = []Overlay{{}, {Links: "braid.", UDPPort: 8472, Tracked: true}, {Links: "braid.", UDPPort: 51820, Authentic: true}, {Links: "braid.", Protocols: []uint8{4, 41}, Tracked: true}}
+var overlays = []Overlay{{}, {Links: "braid.", UDPPorts: []uint16{8472}, Tracked: true}, {Links: "braid.", UDPPorts: []uint16{51820}, Authentic: true}, {Links: "braid.", Protocols: []uint8{4, 41}, Tracked: true}}
 
 // kernel holds nftables as operations make them.
 type kernel struct {
@@ -301,7 +301,7 @@ func TestIPTablesChanges(t *testing.T) {
 
 func TestIPTablesGolden(t *testing.T) {
 	r := &Rules{Masquerade: true, Pods: prefixes("10.244.1.0/24"), Cluster: prefixes("10.244.0.0/16"), Own: prefixes("10.244.0.0/16", "172.16.0.0/12"),
-		Nodes: prefixes("192.0.2.1/32"), Overlay: Overlay{Links: "braid.", UDPPort: 8472}}
+		Nodes: prefixes("192.0.2.1/32"), Overlay: Overlay{Links: "braid.", UDPPorts: []uint16{8472}}}
 	want := `*nat
 :BRAID_MASQUERADE - [0:0]
 :BRAID_PODS - [0:0]

@@ -96,7 +96,7 @@ func chains(nf desired.NFTFamily, r *Rules) xt.Saved {
 // kept is what guard is in nftables.
 func (f family) kept(r *Rules, chain string) (rules []string) {
 	var kinds [][2]string // matches before and after those of addresses and devices
-	if port := r.Overlay.UDPPort; port != 0 {
+	for _, port := range r.Overlay.UDPPorts {
 		kinds = append(kinds, [2]string{"-p udp", fmt.Sprintf("-m udp --dport %d", port)})
 	}
 	for _, p := range f.protocols(r.Overlay) {

@@ -111,7 +111,7 @@ func (f family) masquerading(r *Rules) (rules []desired.NFTRule) {
 func (f family) guard(r *Rules, hook uint32) (rules []desired.NFTRule) {
 	drop := nft.Drop()
 	var kinds []nft.Words
-	if port := r.Overlay.UDPPort; port != 0 {
+	for _, port := range r.Overlay.UDPPorts {
 		kinds = append(kinds, slices.Concat(nft.Is(nft.Protocol, udp), nft.Is(nft.DestinationPort, binary.BigEndian.AppendUint16(nil, port)...)))
 	}
 	for _, p := range f.protocols(r.Overlay) {

@@ -150,7 +150,7 @@ func prepare(in Input) (b backend, self peer.Self, peers []peer.Peer, notes []No
 		if n == in.Self {
 			continue
 		}
-		p := peer.Peer{Name: n.Name, Origin: n.Origin.String(), MAC: c.macs[n], Keys: c.keys[n]}
+		p := peer.Peer{Name: n.Name, Origin: n.Origin.String(), MAC: c.macs[n], Keys: c.keys[n], Detour: c.ways[n]}
 		for _, cidr := range c.good[n] {
 			if via, ok := c.transport(n, cidr.Addr().Is4()); !ok && in.Backend == "ipip" {
 				c.note(n, "no route to pod CIDR %s: ipip goes over IPv4, and it has no address of that family (%v): use vxlan", cidr, c.addrs[n])

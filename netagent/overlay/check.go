@@ -20,13 +20,14 @@ type check struct {
 	addrs map[*model.Node][]netip.Addr   // where each is reached, at most one per family
 	macs  map[*model.Node]desired.MAC
 	keys  map[*model.Node][]desired.WGKey
+	ways  map[*model.Node]peer.Detour
 	notes []Note
 }
 
 func newCheck(in Input) *check {
 	c := &check{in: in, nodes: append([]*model.Node{in.Self}, in.Peers...),
 		good: map[*model.Node][]netip.Prefix{}, macs: map[*model.Node]desired.MAC{}, addrs: map[*model.Node][]netip.Addr{},
-		keys: map[*model.Node][]desired.WGKey{}}
+		keys: map[*model.Node][]desired.WGKey{}, ways: map[*model.Node]peer.Detour{}}
 	slices.SortFunc(c.nodes, func(a, b *model.Node) int { return strings.Compare(a.Name, b.Name) })
 	c.cidrs()
 	c.underlays()
@@ -35,6 +36,7 @@ func newCheck(in Input) *check {
 	}
 	if in.Backend == "wireguard" {
 		c.publicKeys()
+		c.detours()
 	}
 	return c
 }

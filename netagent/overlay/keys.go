@@ -7,6 +7,8 @@ import (
 
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/overlay/peer"
+	"github.com/braidnet/braid/netagent/overlay/wireguard"
 )
 
 // KeyAnnotation on a Node holds its public keys of WireGuard, separated by spaces: first the one in use,
@@ -36,6 +38,61 @@ func PublicKeys(n *model.Node) (keys []desired.WGKey, err error) {
 	return keys, nil
 }
 
+// DetourAnnotation on a Node holds the public key of its detour, and a word while its key is being replaced: leave, away or
+// return, as in package peer.
+const DetourAnnotation = "braid.network/wireguard-detour"
+
+// PublicDetour reads that annotation. The error says what is wrong with it; the node has no detour then.
+func PublicDetour(n *model.Node) (d peer.Detour, err error) {
+	words := strings.Fields(n.Annotations[DetourAnnotation])
+	if len(words) == 0 {
+		return d, nil
+	}
+	key, err := desired.ParseWGKey(words[0])
+	if err != nil {
+		return d, fmt.Errorf("annotation %s: %w", DetourAnnotation, err)
+	}
+	d.Key = key
+	if len(words) > 1 {
+		d.Phase = peer.Phase(words[1])
+	}
+	if len(words) > 2 || len(words) > 1 && !slices.Contains([]peer.Phase{peer.Leave, peer.Away, peer.Return}, d.Phase) {
+		return peer.Detour{}, fmt.Errorf("annotation %s: %.60q after the key: expected nothing, or leave, away or return", DetourAnnotation, strings.Join(words[1:], " "))
+	}
+	return d, nil
+}
+
+// DetourText is what PublicDetour reads.
+func DetourText(d peer.Detour) string {
+	return strings.TrimSpace(d.Key.String() + " " + string(d.Phase))
+}
+
+// detours gives every peer its detour. It is a convenience of its node: a key that somebody else claims too, of either
+// kind, is no detour's, and harms nobody's reach.
+func (c *check) detours() {
+	claims := map[desired.WGKey]int{}
+	for _, n := range c.nodes {
+		d, err := PublicDetour(n)
+		if err != nil && n != c.in.Self { // this node writes its own anew
+			c.note(n, "what is sent while its key is replaced may be lost: %v", err)
+		}
+		c.ways[n] = d
+		claims[d.Key]++
+		keys, _ := PublicKeys(n)
+		for _, k := range keys {
+			claims[k]++
+		}
+	}
+	for _, n := range c.nodes {
+		if d := c.ways[n]; d.Key != (desired.WGKey{}) && claims[d.Key] > 1 {
+			if n != c.in.Self {
+				c.note(n, "what is sent while its key is replaced may be lost: its key %s of annotation %s is that of another node too, or of its own other annotation", d.Key, DetourAnnotation)
+			}
+			delete(c.ways, n)
+		}
+	}
+}
+
 // publicKeys gives every peer its keys. A key that two nodes claim is nobody's: which of them has the
 // private one cannot be told. This node's own key is no peer's.
 func (c *check) publicKeys() {
@@ -62,4 +119,13 @@ func (c *check) publicKeys() {
 			}
 		}
 	}
+}
+
+// Ways says how far each peer is with keys that are being replaced; nothing unless Input.Backend is wireguard.
+func Ways(in Input) []wireguard.Way {
+	_, self, peers, notes := prepare(in)
+	if in.Backend != "wireguard" || blocked(notes) {
+		return nil
+	}
+	return wireguard.Ways(self, peers)
 }

@@ -1,11 +1,14 @@
 package overlay
 
 import (
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/internal/model"
+	"github.com/braidnet/braid/netagent/overlay/peer"
 )
 
 // wgKey is a key that differs from others by its first byte.
@@ -78,6 +81,83 @@ func TestWireGuardPeers(t *testing.T) {
 	}
 }
 
+// detoured is a node that says of its detour what text says.
+func detoured(n *model.Node, text string) *model.Node {
+	n.Annotations[DetourAnnotation] = text
+	return n
+}
+
+// TestWireGuardDetours: who replaces a key gets packets by the second device, as far as there are sessions.
+func TestWireGuardDetours(t *testing.T) {
+	toB, toC := netip.MustParsePrefix("10.244.2.0/24"), netip.MustParsePrefix("10.244.3.0/24")
+	key := func(b byte) desired.WGKey { return desired.WGKey{b, 1} }
+	one := func(p netip.Prefix) *desired.Steering { return &desired.Steering{Prefixes: []netip.Prefix{p}} }
+	for name, tc := range map[string]struct {
+		own   peer.Phase
+		b, c  string // what they say of their detours, whose keys are 12 and 13
+		up    []byte
+		steer *desired.Steering // nil: no detour at all
+		peers int
+		awake int // peers of the first device that are kept awake
+		notes int
+	}{
+		"nothing is replaced":             {peer.Steady, wgKey(12), wgKey(13), nil, nil, 0, 0, 0},
+		"b does, no session yet":          {peer.Steady, wgKey(12) + " leave", wgKey(13), nil, &desired.Steering{}, 1, 0, 0},
+		"b does, one is there":            {peer.Steady, wgKey(12) + " leave", wgKey(13), []byte{12, 13}, one(toB), 1, 0, 0},
+		"b has the next key":              {peer.Steady, wgKey(12) + " away", wgKey(13), []byte{12}, one(toB), 1, 1, 0},
+		"b is back":                       {peer.Steady, wgKey(12) + " return", wgKey(13), []byte{12}, &desired.Steering{}, 1, 0, 0},
+		"this node does":                  {peer.Leave, wgKey(12), wgKey(13), []byte{12, 13}, &desired.Steering{All: true}, 2, 0, 0},
+		"this node does, c is late":       {peer.Away, wgKey(12), wgKey(13), []byte{12}, one(toB), 2, 2, 0},
+		"this node does, c knows nothing": {peer.Leave, wgKey(12), "", []byte{12}, one(toB), 1, 0, 0},
+		"this node is back, c leaves":     {peer.Return, wgKey(12), wgKey(13) + " leave", []byte{12, 13}, one(toC), 2, 0, 0},
+		"a word nobody knows":             {peer.Steady, wgKey(12) + " fly", wgKey(13), []byte{12}, nil, 0, 0, 1},
+		"too many words":                  {peer.Steady, wgKey(12) + " leave now", wgKey(13), []byte{12}, nil, 0, 0, 1},
+		"no key":                          {peer.Steady, "leave", wgKey(13), []byte{12}, nil, 0, 0, 1},
+		"the key of c's detour":           {peer.Steady, wgKey(13) + " leave", wgKey(13), []byte{13}, nil, 0, 0, 2},
+		"the key of c":                    {peer.Steady, wgKey(3) + " leave", wgKey(13), []byte{3}, nil, 0, 0, 1},
+		"this node's":                     {peer.Steady, wgKey(11) + " leave", wgKey(13), []byte{11}, nil, 0, 0, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := input("wireguard", detoured(keyed(node("a", "10.244.1.0/24", "192.168.7.1"), wgKey(1)), wgKey(11)),
+				detoured(keyed(node("b", toB.String(), "192.168.7.2"), wgKey(2)), tc.b), detoured(keyed(node("c", toC.String(), "192.168.7.3"), wgKey(3)), tc.c))
+			in.WireGuard = peer.WireGuard{Port: 51820, Phase: tc.own, Up: map[desired.WGKey]bool{}}
+			for _, b := range tc.up {
+				in.WireGuard.Up[key(b)] = true
+			}
+			net, notes := Plan(in)
+			if len(notes) != tc.notes || len(net.WireGuard.Peers) != 2 || len(net.Routes) != 2 {
+				t.Fatalf("notes %q, %v, %v: want %d notes, and both reached all the same", notes, net.WireGuard.Peers, net.Routes, tc.notes)
+			}
+			awake := 0
+			for _, p := range net.WireGuard.Peers {
+				if p.Keepalive > 0 {
+					awake++
+				}
+			}
+			if awake != tc.awake {
+				t.Errorf("%d peers are kept awake, want %d", awake, tc.awake)
+			}
+			if (net.Detour == nil) != (tc.steer == nil) || len(net.Links) == 2 != (tc.steer != nil) {
+				t.Fatalf("detour %+v, links %v", net.Detour, net.Links)
+			}
+			if net.Detour == nil {
+				return
+			}
+			if got := net.Detour.Steer; got.All != tc.steer.All || !slices.Equal(got.Prefixes, tc.steer.Prefixes) {
+				t.Errorf("by the detour goes %s, want %s", got, tc.steer)
+			}
+			if len(net.Detour.Peers) != tc.peers {
+				t.Errorf("%d peers, want %d", len(net.Detour.Peers), tc.peers)
+			}
+			for _, p := range net.Detour.Peers {
+				if p.Endpoint.Port() != 51821 || len(p.Allowed) != 1 || p.Keepalive == 0 || p.Key[0] < 12 {
+					t.Errorf("%s, kept awake every %s", p, p.Keepalive)
+				}
+			}
+		})
+	}
+}
+
 func routed(net desired.Network, dst, dev string) bool {
 	for _, r := range net.Routes {
 		if r.Dst.String() == dst && r.Dev == dev {
@@ -89,12 +169,17 @@ func routed(net desired.Network, dst, dev string) bool {
 
 // FuzzNodeAnnotations reads what any node may write: nothing but valid keys and addresses comes out.
 func FuzzNodeAnnotations(f *testing.F) {
-	f.Add(wgKey(2)+" "+wgKey(3), "02:00:00:00:00:01")
-	f.Add("\x00", "ff:ff:ff:ff:ff:ff")
-	f.Add(strings.Repeat("A", 44)+"=", "")
-	f.Fuzz(func(t *testing.T, keys, mac string) {
+	f.Add(wgKey(2)+" "+wgKey(3), "02:00:00:00:00:01", wgKey(4)+" leave")
+	f.Add("\x00", "ff:ff:ff:ff:ff:ff", wgKey(4)+" \x00")
+	f.Add(strings.Repeat("A", 44)+"=", "", "away")
+	f.Fuzz(func(t *testing.T, keys, mac, detour string) {
 		n := node("b", "10.244.2.0/24", "192.168.0.2")
-		n.Annotations = map[string]string{KeyAnnotation: keys, MACAnnotation: mac}
+		n.Annotations = map[string]string{KeyAnnotation: keys, MACAnnotation: mac, DetourAnnotation: detour}
+		if d, err := PublicDetour(n); err != nil && d != (peer.Detour{}) || d.Phase.Detours() && d.Key == (desired.WGKey{}) {
+			t.Fatalf("%+v, %v", d, err)
+		} else if again, err := PublicDetour(&model.Node{Annotations: map[string]string{DetourAnnotation: DetourText(d)}}); d.Key != (desired.WGKey{}) && (err != nil || again != d) {
+			t.Fatalf("%+v reads back as %+v, %v", d, again, err)
+		}
 		got, err := PublicKeys(n)
 		if err != nil && got != nil || len(got) > maxKeys {
 			t.Fatalf("%d keys, %v", len(got), err)

@@ -15,7 +15,7 @@ import (
 
 // tools are programs of this machine that the tests call. BusyBox has some of the names too, with fewer
 // options, and its shell takes its own before those in $PATH.
-var tools = []string{"sh", "ip", "nft", "bridge", "ping"}
+var tools = []string{"sh", "ip", "nft", "bridge", "ping", "tc"}
 
 // modules are the folders of the kernel's that may hold what the tests need.
 var modules = []string{"kernel/net", "kernel/drivers/net", "kernel/lib", "kernel/crypto", "kernel/arch/x86/crypto"}

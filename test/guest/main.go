@@ -43,7 +43,7 @@ func main() {
 	dir := flag.String("dir", "bin/guest", "folder for the kernel and the guest's files")
 	bin := flag.String("bin", "bin", "folder of netagent, coredns and braid")
 	limit := flag.Duration("timeout", 20*time.Minute, "give up after this long")
-	run := flag.String("run", "Overlay(Connects|Repairs|Sweeps).*/(ipip|wireguard)", "tests of netagent/agent to run in the guest, as for go test")
+	run := flag.String("run", "Overlay(Connects|Repairs|Sweeps).*/(ipip|wireguard)|WireGuard(Keys|Detour)", "tests of netagent/agent to run in the guest, as for go test")
 	flag.Parse()
 	ctx, cancel := context.WithTimeout(context.Background(), *limit)
 	defer cancel()

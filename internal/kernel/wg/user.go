@@ -30,12 +30,35 @@ func openUser(name string, mtu int, ns *netns.NS) (*userDevice, error) {
 		return nil, fmt.Errorf("the kernel has no WireGuard (modprobe wireguard), and none can be served here: make TUN device %s: %w", name, err)
 	}
 	quiet := &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf}
-	u := &userDevice{device.NewDevice(t, &bind{conn.NewDefaultBind(), ns}, quiet)}
+	u := &userDevice{device.NewDevice(&checksums{t}, &bind{conn.NewDefaultBind(), ns}, quiet)}
 	if err := u.dev.Up(); err != nil {
 		u.dev.Close()
 		return nil, fmt.Errorf("serve WireGuard on %s: %w", name, err)
 	}
 	return u, nil
+}
+
+// checksums mends what the TUN package computes: a UDP checksum that comes out as 0 has to be sent as 0xffff (RFC 768). Over
+// IPv6 nobody takes 0, so one datagram of 65536 would be lost, and again each time it is repeated.
+type checksums struct{ tun.Device }
+
+func (c *checksums) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	n, err := c.Device.Read(bufs, sizes, offset)
+	for i := range n {
+		mendChecksum(bufs[i][offset : offset+sizes[i]])
+	}
+	return n, err
+}
+
+// mendChecksum corrects an IPv6 packet whose first header is UDP's (RFC 8200, RFC 768).
+func mendChecksum(p []byte) {
+	const header, udp = 40, 17
+	if len(p) < header+8 || p[0]>>4 != 6 || p[6] != udp {
+		return
+	}
+	if sum := p[header+6 : header+8]; sum[0] == 0 && sum[1] == 0 {
+		sum[0], sum[1] = 0xff, 0xff
+	}
 }
 
 // bind opens its sockets in one namespace, whatever thread asks for them.
@@ -90,6 +113,9 @@ func (u *userDevice) ConfigureDevice(_ string, cfg wgtypes.Config) error {
 		if p.Endpoint != nil {
 			fmt.Fprintf(&b, "endpoint=%s\n", p.Endpoint)
 		}
+		if p.PersistentKeepaliveInterval != nil {
+			fmt.Fprintf(&b, "persistent_keepalive_interval=%d\n", int(p.PersistentKeepaliveInterval.Seconds()))
+		}
 		if p.ReplaceAllowedIPs {
 			b.WriteString("replace_allowed_ips=true\n")
 		}
@@ -115,7 +141,7 @@ func (u *userDevice) Device(name string) (*wgtypes.Device, error) {
 }
 
 // ofPeer are the words that belong to the peer named before them.
-var ofPeer = []string{"endpoint", "allowed_ip", "last_handshake_time_sec", "last_handshake_time_nsec"}
+var ofPeer = []string{"endpoint", "allowed_ip", "last_handshake_time_sec", "last_handshake_time_nsec", "rx_bytes", "persistent_keepalive_interval"}
 
 func parse(text string) (*wgtypes.Device, error) {
 	d := &wgtypes.Device{}
@@ -145,6 +171,10 @@ func parse(text string) (*wgtypes.Device, error) {
 			if _, n, err = net.ParseCIDR(value); err == nil {
 				p.AllowedIPs = append(p.AllowedIPs, *n)
 			}
+		case "rx_bytes":
+			p.ReceiveBytes, err = strconv.ParseInt(value, 10, 64)
+		case "persistent_keepalive_interval":
+			p.PersistentKeepaliveInterval, err = time.ParseDuration(value + "s")
 		case "last_handshake_time_sec":
 			seconds, err = strconv.ParseInt(value, 10, 64)
 		case "last_handshake_time_nsec":

@@ -93,15 +93,26 @@ func (d *Device) Dead() bool { return d.user != nil && d.user.dead() }
 // Close gives the device up. One that the kernel serves goes on; one that was served here is gone.
 func (d *Device) Close() error { return d.ctl.Close() }
 
-// Handshakes returns when each peer last proved that it has its key; zero for never.
-func (d *Device) Handshakes() (map[desired.WGKey]time.Time, error) {
+// Heard is what came from a peer.
+type Heard struct {
+	Handshake time.Time // when it last proved that it has its key; zero for never
+	Bytes     int64     // that it sent, what keeps sessions alive among them
+}
+
+// Up reports whether there is a session at the time now.
+func (h Heard) Up(now time.Time) bool {
+	return !h.Handshake.IsZero() && now.Sub(h.Handshake) < silent
+}
+
+// Heard returns what came from each peer.
+func (d *Device) Heard() (map[desired.WGKey]Heard, error) {
 	have, err := d.ctl.Device(d.name)
 	if err != nil {
 		return nil, fmt.Errorf("read WireGuard device %s: %w", d.name, err)
 	}
-	out := map[desired.WGKey]time.Time{}
+	out := map[desired.WGKey]Heard{}
 	for _, p := range have.Peers {
-		out[desired.WGKey(p.PublicKey)] = p.LastHandshakeTime
+		out[desired.WGKey(p.PublicKey)] = Heard{p.LastHandshakeTime, p.ReceiveBytes}
 	}
 	return out, nil
 }
@@ -182,6 +193,9 @@ func peerDiff(want desired.WGPeer, have *wgtypes.Peer, now time.Time) (c wgtypes
 		for _, p := range want.Allowed {
 			c.AllowedIPs = append(c.AllowedIPs, net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())})
 		}
+	}
+	if have == nil && want.Keepalive > 0 || have != nil && have.PersistentKeepaliveInterval != want.Keepalive {
+		changed, c.PersistentKeepaliveInterval = true, &want.Keepalive
 	}
 	if have == nil || endpoint(have.Endpoint) != want.Endpoint && now.Sub(have.LastHandshakeTime) > silent {
 		changed, c.Endpoint = true, net.UDPAddrFromAddrPort(want.Endpoint)

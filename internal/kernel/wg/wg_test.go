@@ -37,6 +37,8 @@ func TestDiffChangesNoMoreThanIsWrong(t *testing.T) {
 	private := desired.WGKey{9}
 	right := &wgtypes.Device{PrivateKey: wgtypes.Key(private), ListenPort: 51820}
 	b := peerOf(2, "192.0.2.2:51820", "10.244.2.0/24", "fd00:2::/64")
+	kept := b
+	kept.Keepalive = 20 * time.Second
 	for name, tc := range map[string]struct {
 		want []desired.WGPeer
 		have []wgtypes.Peer
@@ -48,6 +50,7 @@ func TestDiffChangesNoMoreThanIsWrong(t *testing.T) {
 		"other addresses":  {[]desired.WGPeer{b}, []wgtypes.Peer{have(2, "192.0.2.2:51820", 0, "10.244.2.0/24", "fd00:2::/64", "0.0.0.0/0")}, []string{"set WireGuard peer"}},
 		"addresses that move, who loses is first": {[]desired.WGPeer{b}, []wgtypes.Peer{have(3, "192.0.2.2:51820", 0, "10.244.2.0/24")}, []string{"deleted", "set"}},
 		"a peer heard from elsewhere stays there": {[]desired.WGPeer{b}, []wgtypes.Peer{have(2, "198.51.100.2:7", time.Minute, "10.244.2.0/24", "fd00:2::/64")}, nil},
+		"a session that has to be there":          {[]desired.WGPeer{kept}, []wgtypes.Peer{have(2, "192.0.2.2:51820", 0, "10.244.2.0/24", "fd00:2::/64")}, []string{"set WireGuard peer"}},
 		"one that is silent there does not":       {[]desired.WGPeer{b}, []wgtypes.Peer{have(2, "198.51.100.2:7", time.Hour, "10.244.2.0/24", "fd00:2::/64")}, []string{"set WireGuard peer"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -68,6 +71,29 @@ func TestDiffChangesNoMoreThanIsWrong(t *testing.T) {
 	if len(changes) != 2 || strings.Contains(fmt.Sprint(changes), private.String()) {
 		t.Errorf("%q: want key and port, and not what the key is", changes)
 	}
+}
+
+func TestChecksumOfZero(t *testing.T) {
+	packet := func(first byte, next byte, sum ...byte) []byte {
+		p := make([]byte, 48)
+		p[0], p[6] = first, next
+		copy(p[46:], sum)
+		return p
+	}
+	for name, tc := range map[string]struct {
+		packet []byte
+		sum    byte // each of its bytes afterwards
+	}{
+		"UDP over IPv6":  {packet(0x60, 17), 0xff},
+		"one that is":    {packet(0x60, 17, 1, 1), 1},
+		"TCP over IPv6":  {packet(0x60, 6), 0},
+		"IPv4, has none": {packet(0x45, 17), 0},
+	} {
+		if mendChecksum(tc.packet); tc.packet[46] != tc.sum || tc.packet[47] != tc.sum {
+			t.Errorf("%s: checksum %x", name, tc.packet[46:])
+		}
+	}
+	mendChecksum([]byte{0x60}) // a packet cut short is left alone
 }
 
 // FuzzParse reads what a device says of itself: no text makes it end the agent.

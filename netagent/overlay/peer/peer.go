@@ -47,7 +47,30 @@ type VXLAN struct {
 
 // WireGuard holds the settings of the backend of that name.
 type WireGuard struct {
-	Port uint16 // UDP port of all nodes
+	Port  uint16 // UDP port of all nodes; that of detours is the next
+	Phase Phase  // of this node
+	// Up are the keys of detours with which there is a session.
+	Up map[desired.WGKey]bool
+}
+
+// Phase says how far a node is with replacing its key of WireGuard. Its packets take a detour meanwhile, in both directions.
+type Phase string
+
+// The phases, in their order.
+const (
+	Steady Phase = ""       // nothing is replaced
+	Leave  Phase = "leave"  // others are to send by the detour
+	Away   Phase = "away"   // the key is another one: others are to make sessions with it, and send by the detour still
+	Return Phase = "return" // others are to send by the new key; what comes by the detour is taken still
+)
+
+// Detours reports whether packets are to take the detour.
+func (p Phase) Detours() bool { return p == Leave || p == Away }
+
+// Detour is what a node says of its detour. The zero value is a node that has none.
+type Detour struct {
+	Key   desired.WGKey
+	Phase Phase
 }
 
 // UDP holds the settings of the backend of that name.
@@ -96,6 +119,7 @@ type Peer struct {
 	Origin string // the Node object, for people
 	MAC    desired.MAC
 	Keys   []desired.WGKey // the one in use first, then those that will be; wireguard only
+	Detour Detour          // wireguard only
 	Paths  []Path
 }
 
