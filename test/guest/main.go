@@ -84,7 +84,7 @@ reached() {
   netagent lab exec a -- ping -n -c 3 fd00:10:244:2::1
   netagent lab exec a -- wget -O - http://b.default.svc.cluster.local
 }
-key() { cut -d'"' -f4 /run/braid-lab/braid/nodes/n1/run/node-annotations.json | cut -d' ' -f1; }
+key() { cat /run/braid-lab/braid/nodes/n1/state/wireguard.key; }
 for backend in ipip wireguard; do
   netagent lab up --nodes 2 --backend $backend --timeout 5m --agent-setting 'wireguard-key-age: 30s' /pods.yaml
   netagent lab exec node/n1 -- ip -d link show type $backend | grep braid
