@@ -122,11 +122,13 @@ func longWait(t *testing.T, what string, cond func() error) {
 	t.Fatalf("waited in vain for %s: %v", what, err)
 }
 
-func keyNet(t *testing.T) *testNet {
+// keyNet is a testNet whose nodes stay in each phase so long, and wait eight times as long for others: longer than
+// WireGuard takes to ask again, 5 seconds.
+func keyNet(t *testing.T, phase time.Duration) *testNet {
 	t.Helper()
 	n := newTestNet(t, "wireguard")
 	for _, node := range n.nodes {
-		node.keys.maxAge, node.keys.settle = time.Hour, time.Second
+		node.keys.maxAge, node.keys.settle = time.Hour, phase
 	}
 	n.syncAll(t)
 	n.mesh(t, 1440)
@@ -136,7 +138,8 @@ func keyNet(t *testing.T) *testNet {
 // TestWireGuardKeysAreReplacedWithoutLoss replaces the keys of one node, of two at once, and of all, while all pods send to
 // each other: nothing is lost, and no connection breaks.
 func TestWireGuardKeysAreReplacedWithoutLoss(t *testing.T) {
-	n := keyNet(t)
+	t.Parallel()
+	n := keyNet(t, 2*time.Second)
 	first := map[desired.WGKey]bool{}
 	for _, node := range n.nodes {
 		first[node.keys.public()[0]] = true
@@ -170,7 +173,8 @@ func TestWireGuardKeysAreReplacedWithoutLoss(t *testing.T) {
 // TestWireGuardKeysAfterAKill kills the agent of n1 in each phase. What goes on between the others is not harmed, and where
 // the kernel serves WireGuard nothing is.
 func TestWireGuardKeysAfterAKill(t *testing.T) {
-	n := keyNet(t)
+	t.Parallel()
+	n := keyNet(t, 3*time.Second)
 	s, a := n.stream(t), n.run(t)
 	a.age(t, 0, 1)
 	killed := n.nodes[0]
@@ -196,8 +200,8 @@ func TestWireGuardKeysAfterAKill(t *testing.T) {
 
 // TestWireGuardDetourIsRepaired: somebody flushes what leads packets by the detour, or takes its device away.
 func TestWireGuardDetourIsRepaired(t *testing.T) {
-	n := keyNet(t)
-	n.nodes[0].keys.settle = time.Hour // the change lasts
+	t.Parallel()
+	n := keyNet(t, time.Hour) // the change lasts
 	old := time.Now().Add(-2 * time.Hour)
 	if err := os.Chtimes(n.nodes[0].keys.path, old, old); err != nil {
 		t.Fatal(err)
