@@ -79,7 +79,7 @@ func (o *overlayLoop) step(ctx context.Context) (reconcile.Outcome, error) {
 		out.Notes = append(out.Notes, fmt.Sprintf("setting mtu: pods get %d, and what is larger than %d does not reach other nodes (%s)", o.setMTU, res.MTU, res.MTUWhy))
 	}
 	if o.wg.main.dev != nil {
-		out.Summary += ", WireGuard served by " + o.wg.main.by()
+		out.Summary += ", WireGuard served by " + o.wg.main.by() + o.wg.replacing()
 	}
 	for _, n := range res.Notes {
 		out.Notes = append(out.Notes, n.String())

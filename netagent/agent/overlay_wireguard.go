@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -131,6 +132,18 @@ func (d *wireguardDevice) by() string {
 		return "this process, since the kernel has no WireGuard"
 	}
 	return "the kernel"
+}
+
+// replacing says how far this node is with replacing its key, and whom it waits for.
+func (p *wireguardPath) replacing() string {
+	d := p.keys.detour()
+	switch late := p.change.late; {
+	case d.Phase == peer.Steady:
+		return ""
+	case len(late) > 0:
+		return fmt.Sprintf("; key being replaced (%s), waits for %s", d.Phase, strings.Join(late, ", "))
+	}
+	return fmt.Sprintf("; key being replaced (%s)", d.Phase)
 }
 
 // encrypt goes on with keys that are replaced, and makes the devices, which are up, know their peers. What fails is in w.
