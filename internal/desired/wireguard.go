@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 )
 
 // WGKey is a Curve25519 key of WireGuard.
@@ -41,8 +40,9 @@ type WGPeer struct {
 	Key      WGKey
 	Endpoint netip.AddrPort
 	Allowed  []netip.Prefix // sources it may send from, and destinations that are sent to it
-	// Keepalive is how often it is sent something when there is nothing to say, so that there is a session; 0 = never.
-	Keepalive time.Duration
+	// Keepalive is after how many seconds it is sent something when there is nothing to say, so that there is a session;
+	// 0 = never.
+	Keepalive int
 	Origin    string
 }
 

@@ -151,7 +151,7 @@ func TestWireGuardDetours(t *testing.T) {
 			}
 			for _, p := range net.Detour.Peers {
 				if p.Endpoint.Port() != 51821 || len(p.Allowed) != 1 || p.Keepalive == 0 || p.Key[0] < 12 {
-					t.Errorf("%s, kept awake every %s", p, p.Keepalive)
+					t.Errorf("%s, kept awake every %d s", p, p.Keepalive)
 				}
 			}
 		})

@@ -194,8 +194,9 @@ func peerDiff(want desired.WGPeer, have *wgtypes.Peer, now time.Time) (c wgtypes
 			c.AllowedIPs = append(c.AllowedIPs, net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())})
 		}
 	}
-	if have == nil && want.Keepalive > 0 || have != nil && have.PersistentKeepaliveInterval != want.Keepalive {
-		changed, c.PersistentKeepaliveInterval = true, &want.Keepalive
+	every := time.Duration(want.Keepalive) * time.Second
+	if have == nil && every > 0 || have != nil && have.PersistentKeepaliveInterval != every {
+		changed, c.PersistentKeepaliveInterval = true, &every
 	}
 	if have == nil || endpoint(have.Endpoint) != want.Endpoint && now.Sub(have.LastHandshakeTime) > silent {
 		changed, c.Endpoint = true, net.UDPAddrFromAddrPort(want.Endpoint)

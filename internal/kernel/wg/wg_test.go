@@ -38,7 +38,7 @@ func TestDiffChangesNoMoreThanIsWrong(t *testing.T) {
 	right := &wgtypes.Device{PrivateKey: wgtypes.Key(private), ListenPort: 51820}
 	b := peerOf(2, "192.0.2.2:51820", "10.244.2.0/24", "fd00:2::/64")
 	kept := b
-	kept.Keepalive = 20 * time.Second
+	kept.Keepalive = 20
 	for name, tc := range map[string]struct {
 		want []desired.WGPeer
 		have []wgtypes.Peer

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/braidnet/braid/internal/desired"
 	"github.com/braidnet/braid/netagent/overlay/peer"
@@ -22,8 +21,8 @@ const Detour = "braid.wg2"
 // Port is WireGuard's usual UDP port.
 const Port = 51820
 
-// keepalive is how often a peer is sent something where a session has to be there before data are.
-const keepalive = 20 * time.Second
+// keepalive is after how many seconds a peer is sent something where a session has to be there before data are.
+const keepalive = 20
 
 // Overhead is what a packet grows by: the outer IP header, UDP 8, WireGuard's header 16 and tag 16.
 func Overhead(is4 bool) int {
