@@ -100,6 +100,9 @@ func TestBandwidth(t *testing.T) {
 	if _, failure := h.call("CHECK", p.attach, h.bandwidth(limits)); failure == nil || !strings.Contains(failure.Details, ifb+" is limited to 0 bit/s, expected 8000000") {
 		t.Errorf("CHECK without a limit: %v", failure)
 	}
+	if _, failure := h.call("CHECK", p.attach, h.with(nil)); failure != nil { // as with the reference's bandwidth plugin behind ours
+		t.Errorf("CHECK where the limits are another plugin's: %v", failure)
+	}
 	delete(h.conf, "prevResult")
 
 	h.Exec(t, "ip", "link", "del", p.hostVeth()) // the pod is gone, the device is not
