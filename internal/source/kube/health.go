@@ -21,30 +21,43 @@ import (
 // health follows how the requests for one kind go. The reflector retries most errors in silence;
 // here each is seen.
 type health struct {
-	kind  model.Kind
-	host  string
-	board *source.Board
-	log   *slog.Logger
+	kind   model.Kind
+	host   string
+	board  *source.Board
+	log    *slog.Logger
+	outage *outage
 
 	mu    sync.Mutex
 	inRow int   // errors since the last success
 	last  error // the newest of them
 }
 
-// watched returns lw with its requests observed. What fails because the context end is done is no
-// error.
+// watched returns lw with its requests observed, and asked again where the server is absent, until it answers. What fails
+// because the context end is done is no error.
 func (h *health) watched(end context.Context, lw *cache.ListWatch) *cache.ListWatch {
 	return &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
-			list, err := lw.ListWithContextFunc(ctx, opts)
-			h.note(end, "list", opts, err)
+		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (list runtime.Object, err error) {
+			err = h.answered(ctx, end, "list", opts, func() error { list, err = lw.ListWithContextFunc(ctx, opts); return err })
 			return list, err
 		},
-		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
-			w, err := lw.WatchFuncWithContext(ctx, opts)
-			h.note(end, "watch", opts, err)
+		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (w watch.Interface, err error) {
+			err = h.answered(ctx, end, "watch", opts, func() error { w, err = lw.WatchFuncWithContext(ctx, opts); return err })
 			return w, err
 		},
+	}
+}
+
+// answered calls request until that is answered, or ctx is done.
+func (h *health) answered(ctx, end context.Context, verb string, opts metav1.ListOptions, request func() error) error {
+	for {
+		err := request()
+		h.note(end, verb, opts, err)
+		if !absent(err) || ctx.Err() != nil {
+			return err
+		}
+		if h.outage.wait(ctx, end); ctx.Err() != nil {
+			return err
+		}
 	}
 }
 

@@ -52,8 +52,8 @@ type Options struct {
 	// Problems is called with all current problems, sorted by text, each time they change. The slice
 	// is the caller's.
 	Problems func([]Problem)
-	// Retry is the pause after the first error; it doubles with each further one, to 30 s. Zero means
-	// client-go's 800 ms.
+	// Retry is the pause after the first error; it doubles with each further one: to 1.5 s while the server cannot be
+	// reached, to 30 s where it refuses. Up to as much again is added by chance. Zero means client-go's 800 ms.
 	Retry time.Duration
 }
 
@@ -93,12 +93,14 @@ func Run(ctx context.Context, cfg *rest.Config, store *model.Store, opts Options
 	left.Store(int64(len(opts.Kinds)))
 	synced := make(chan struct{})
 	var runners []*runner
+	gather := &gathering{store: store}
+	away := &outage{retry: opts.Retry, ready: clients.ready}
 	for _, kind := range opts.Kinds {
 		lw, err := clients.listWatch(kind, opts)
 		if err != nil {
 			return err
 		}
-		s := &sink{kind: kind, store: store, board: board, trim: opts.Trim, listing: opts.Listing, have: map[model.Key]held{}, bad: map[model.Key]struct{}{}}
+		s := &sink{kind: kind, store: store, gather: gather, board: board, trim: opts.Trim, listing: opts.Listing, have: map[model.Key]held{}, bad: map[model.Key]struct{}{}}
 		s.synced = func(n int) {
 			log.Info("first list applied", "kind", kind, "objects", n, "took", time.Since(start))
 			if left.Add(-1) == 0 {
@@ -108,9 +110,10 @@ func Run(ctx context.Context, cfg *rest.Config, store *model.Store, opts Options
 		r := &runner{kind: kind, sink: s, lw: lw, log: log, retry: opts.Retry}
 		r.versions = func(ctx context.Context) (map[model.Key]uint64, error) { return clients.versions(ctx, kind, opts) }
 		r.count = func(ctx context.Context) (int, bool, error) { return clients.count(ctx, kind, opts) }
-		r.health = &health{kind: kind, host: cfg.Host, board: board, log: log}
+		r.health = &health{kind: kind, host: cfg.Host, board: board, log: log, outage: away}
 		runners = append(runners, r)
 	}
+	away.over = func() { relist(gather, runners) }
 	log.Info("waiting for the API server", "host", cfg.Host, "kinds", opts.Kinds)
 	for _, r := range runners {
 		running.Go(func() { r.run(ctx) })
@@ -127,6 +130,18 @@ func Run(ctx context.Context, cfg *rest.Config, store *model.Store, opts Options
 	}
 	running.Wait()
 	return nil
+}
+
+// relist reads everything of every kind anew, and tells the store of it as one change.
+func relist(gather *gathering, runners []*runner) {
+	var sinks []*sink
+	for _, r := range runners {
+		sinks = append(sinks, r.sink)
+	}
+	gather.begin(sinks)
+	for _, r := range runners {
+		r.again()
+	}
 }
 
 // keepCurrent marks the store as current, again and again, while every kind's requests succeed. A
@@ -186,14 +201,18 @@ func (r *runner) run(ctx context.Context) {
 	delay := r.backoff().DelayWithReset(clock.RealClock{}, healthyAfter)
 	// The condition never ends the loop, so the error is ctx's end.
 	_ = delay.Until(ctx, true, true, func(context.Context) (bool, error) {
-		if current.Err() != nil {
-			fresh()
+		for again := true; again && ctx.Err() == nil; {
+			if current.Err() != nil {
+				fresh()
+			}
+			// List and watch requests were reported by health; this catches what is wrong with their answers.
+			err := reflector.ListAndWatchWithContext(current)
+			again = current.Err() != nil // whoever stopped it does not want to wait
+			if err != nil && !again && !r.health.seen(err) {
+				r.health.note(ctx, "read", metav1.ListOptions{}, err)
+			}
+			r.sink.endList()
 		}
-		// List and watch requests were reported by health; this catches what is wrong with their answers.
-		if err := reflector.ListAndWatchWithContext(current); err != nil && current.Err() == nil && !r.health.seen(err) {
-			r.health.note(ctx, "read", metav1.ListOptions{}, err)
-		}
-		r.sink.endList()
 		return false, nil
 	})
 }
@@ -202,7 +221,9 @@ func (r *runner) run(ctx context.Context) {
 func (r *runner) again() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.stop()
+	if r.stop != nil {
+		r.stop()
+	}
 }
 
 func (r *runner) backoff() *wait.Backoff {

@@ -55,12 +55,7 @@ type world struct {
 // follow runs the source against a server for the length of the test.
 func follow(t *testing.T, s *apiServer, opts Options) *world {
 	w := &world{t: t, server: s, store: model.NewStore(), stirred: make(chan struct{}, 1)}
-	stir := func() {
-		select {
-		case w.stirred <- struct{}{}:
-		default:
-		}
-	}
+	stir := w.stir
 	w.store.Subscribe(func(uint64, []model.Change) { stir() })
 	opts.Kinds = []model.Kind{model.KindService, model.KindEndpointSlice}
 	opts.Retry = time.Millisecond
@@ -80,6 +75,14 @@ func follow(t *testing.T, s *apiServer, opts Options) *world {
 		}
 	})
 	return w
+}
+
+// stir has await look again.
+func (w *world) stir() {
+	select {
+	case w.stirred <- struct{}{}:
+	default:
+	}
 }
 
 // holds returns the store's objects as "Kind ns/name=address".

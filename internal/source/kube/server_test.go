@@ -156,6 +156,8 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case down:
 		s.status(w, apierrors.NewServiceUnavailable("down for a test"))
+	case r.URL.Path == "/readyz":
+		_, _ = w.Write([]byte("ok"))
 	case q.Get("watch") == "":
 		s.list(w, r, res)
 	case q.Get("sendInitialEvents") != "" && !s.streaming:

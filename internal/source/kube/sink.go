@@ -19,6 +19,7 @@ import (
 type sink struct {
 	kind   model.Kind
 	store  *model.Store
+	gather *gathering // nil: nothing is kept back
 	board  *source.Board
 	trim   func(model.Object) model.Object // may be nil
 	bad    map[model.Key]struct{}          // objects on the board
@@ -113,9 +114,18 @@ func (s *sink) Update(obj any) error {
 		return err
 	}
 	if u, ok := s.update(o); ok {
-		s.store.Apply([]model.Update{u})
+		s.apply([]model.Update{u}, false)
 	}
 	return nil
+}
+
+// apply brings updates to the store. whole says that they are a complete list.
+func (s *sink) apply(updates []model.Update, whole bool) {
+	if s.gather == nil {
+		s.store.Apply(updates)
+		return
+	}
+	s.gather.apply(s, updates, whole)
 }
 
 // update returns what an object means for the store, if anything.
@@ -164,7 +174,7 @@ func (s *sink) Delete(obj any) error {
 	s.mu.Lock()
 	delete(s.have, o.ref.Key)
 	s.mu.Unlock()
-	s.store.Apply([]model.Update{model.Delete(o.ref)})
+	s.apply([]model.Update{model.Delete(o.ref)}, false)
 	return nil
 }
 
@@ -199,7 +209,7 @@ func (s *sink) Replace(list []any, _ string) error {
 			s.good(model.Ref{Kind: s.kind, Key: key})
 		}
 	}
-	s.store.Apply(updates)
+	s.apply(updates, true)
 	if s.synced != nil {
 		s.synced(count)
 		s.synced = nil

@@ -108,6 +108,31 @@ func (p *Enforcer) Run(ctx context.Context, kick func()) {
 	wg.Wait()
 }
 
+// Hold keeps in force what an agent before left there, from the start of this one until the cluster's state is complete
+// or ctx ends, which takes as long as the API server is away. Where that is gone, although pods are there that the agent
+// before knew, pods are cut off. It is called before the first Step, and has returned by then.
+func (p *Enforcer) Hold(ctx context.Context, complete <-chan struct{}) {
+	p.prune()
+	if len(p.book.load()) == 0 {
+		return // the first agent here does not cut off those of another network
+	}
+	tick := time.NewTicker(Audit)
+	defer tick.Stop()
+	for last := ""; ; {
+		if err := p.plane.Hold(); err != nil && err.Error() != last {
+			last = err.Error()
+			p.log.Warn("policy: what the agent before left in force is not looked after", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-complete:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 // Apply hears of changes of the cluster, and reports whether a step is due.
 func (p *Enforcer) Apply(rev uint64, changes []model.Change) bool {
 	p.compiler.Apply(rev, changes)

@@ -189,6 +189,24 @@ func (p *iptablesPlane) Write(delta policy.Delta, all func() policy.Delta) (chan
 	return changes, nil
 }
 
+// Hold implements packetFilter.
+func (p *iptablesPlane) Hold() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	have, err := p.read()
+	if err != nil {
+		return err
+	}
+	for _, f := range p.families {
+		if !have[f.ipv6].InForce() {
+			p.log.Warn("rules of policies are gone: until they are made anew, pods are cut off", "family", tools.Family(f.ipv6))
+			plan, _ := p.state.Replace(policy.Delta{}, have)
+			return p.carryOut(plan)
+		}
+	}
+	return nil
+}
+
 // due reports whether it is time to compare everything.
 func (p *iptablesPlane) due(now time.Time) bool {
 	since := now.Sub(p.whole)

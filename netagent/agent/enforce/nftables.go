@@ -33,6 +33,9 @@ type packetFilter interface {
 	// Forget makes the next Write compare everything with the kernel; Known reports whether it need not.
 	Forget()
 	Known() bool
+	// Hold keeps what an earlier agent left in force as it is, and where nothing is left cuts pods off. It is for the
+	// time before the first Write.
+	Hold() error
 	// Refused returns what recognises the sections that a failed Write was refused for; nil when the error names none.
 	Refused(err error) func(*policy.Section) bool
 	// Counts reads how many packets met each mark, for any goroutine. All counts began anew when era is another one.
@@ -206,6 +209,14 @@ func (p *nftablesPlane) own() error {
 		}
 	}
 	return nil
+}
+
+// Hold implements packetFilter.
+func (p *nftablesPlane) Hold() error {
+	if err := p.own(); err != nil {
+		return err
+	}
+	return p.shut()
 }
 
 // shut puts tables in which nobody is known where there are none, as after a flush: until the whole is written again, what

@@ -17,6 +17,16 @@ type Contents struct {
 	Sets  map[string]Set      // ours, by name
 }
 
+// InForce reports whether packets of pods meet rules of ours.
+func (c Contents) InForce() bool {
+	for from, jump := range jumps {
+		if !slices.Contains(c.Rules[from], jump) {
+			return false
+		}
+	}
+	return len(c.Rules[chainForward]) > 0 && len(c.Rules[chainInput]) > 0
+}
+
 // Set is a set with its members.
 type Set struct {
 	desired.IPSet
