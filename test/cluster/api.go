@@ -50,6 +50,9 @@ func (o *options) transport() *http.Transport {
 	}}
 }
 
+// apply is the method of a server-side apply, which HTTP sends as another kind of PATCH.
+const apply = "APPLY"
+
 // call sends one request, with body as JSON unless it is nil, and returns what the server answers.
 func (a *api) call(ctx context.Context, method, path string, body any) (io.ReadCloser, error) {
 	var in io.Reader
@@ -60,14 +63,18 @@ func (a *api) call(ctx context.Context, method, path string, body any) (io.ReadC
 		}
 		in = bytes.NewReader(data)
 	}
+	kind := "application/json"
+	switch method {
+	case http.MethodPatch:
+		kind = "application/merge-patch+json"
+	case apply:
+		method, kind = http.MethodPatch, "application/apply-patch+yaml" // which JSON is
+	}
 	req, err := http.NewRequestWithContext(ctx, method, a.base+path, in)
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Content-Type", "application/json")
-	if method == http.MethodPatch {
-		req.Header.Set("Content-Type", "application/merge-patch+json")
-	}
+	req.Header.Set("Content-Type", kind)
 	resp, err := a.http.Do(req)
 	if err != nil {
 		return nil, err

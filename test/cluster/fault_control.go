@@ -15,15 +15,21 @@ import (
 // and are started anew on a real cluster too.
 func (o *options) controlPlane() []job { return []job{o.apiserver(), o.controllers(), o.scheduler()} }
 
-// followWithin is how long after the API server's return the agents may take to follow changes again: the
-// pause between two tries of client-go's reflectors grows to 30 s.
-const followWithin = 45 * time.Second
+// followWithin is how long after the API server's return it may take until a change works: names, too.
+const followWithin = 20 * time.Second
+
+// Pods of faultAPIServer: one that loses its sandbox, and static ones.
+const (
+	victim = "victim"
+	still  = "still"  // in a namespace without policies
+	walled = "walled" // in one whose policies select everything
+)
 
 // servePod is a pod of the load image that answers with its name, on one node.
-func servePod(name, node string) map[string]any {
+func servePod(namespace, name, node string) map[string]any {
 	return map[string]any{
 		"apiVersion": "v1", "kind": "Pod",
-		"metadata": map[string]any{"name": name, "namespace": faultsNamespace},
+		"metadata": map[string]any{"name": name, "namespace": namespace},
 		"spec": map[string]any{
 			"nodeName": node, "terminationGracePeriodSeconds": 0,
 			"containers": []any{map[string]any{"name": "web", "image": loadImage, "imagePullPolicy": "Never", "args": []string{"serve", ":8080"}}},
@@ -34,9 +40,8 @@ func servePod(name, node string) map[string]any {
 // faultAPIServer: without an API server everything that is there works on, nothing is withdrawn, and the
 // kubelet can make pods of which it knows.
 func faultAPIServer(r *rig) error {
-	const victim, still = "victim", "still"
 	node := nodeName(1)
-	if err := r.api.do(r.ctx, "POST", "/api/v1/namespaces/"+faultsNamespace+"/pods", servePod(victim, node), nil); err != nil {
+	if err := r.api.do(r.ctx, "POST", "/api/v1/namespaces/"+faultsNamespace+"/pods", servePod(faultsNamespace, victim, node), nil); err != nil {
 		return err
 	}
 	defer r.tidy("pod", victim)
@@ -57,9 +62,8 @@ func faultAPIServer(r *rig) error {
 	if err := r.stopControlPlane(); err != nil {
 		return err
 	}
-	manifest := r.o.path(node, "var/lib/kubelet/manifests", still+".json")
-	defer os.Remove(manifest)
-	err = r.withoutAPI(node, victim, still, manifest)
+	defer r.removeStatic(node)
+	err = r.withoutAPI(node)
 	if err == nil {
 		err = pause(r.ctx, r.apiDown-time.Since(began))
 	}
@@ -78,6 +82,10 @@ func faultAPIServer(r *rig) error {
 	if err := r.followsAgain(); err != nil {
 		return err
 	}
+	err = r.answers(node, still+"-"+node, "")
+	r.verdict(err == nil, "API server back: the static pod that no policy selects answers%s", because(err))
+	name, reached := r.reached(node, walled+"-"+node)
+	r.verdict(!reached, "API server back: the static pod that policies isolate is not reached%s", name)
 	return r.judgeTraffic("API server back")
 }
 
@@ -131,7 +139,7 @@ func (r *rig) startControlPlane(gates ...string) error {
 }
 
 // withoutAPI is what has to work while there is no API server, besides the traffic.
-func (r *rig) withoutAPI(node, victim, still, manifest string) error {
+func (r *rig) withoutAPI(node string) error {
 	old, err := r.containers(node, victim, "sandbox")
 	if err != nil {
 		return err
@@ -146,21 +154,104 @@ func (r *rig) withoutAPI(node, victim, still, manifest string) error {
 	err = r.answers(node, victim, old[0])
 	r.verdict(err == nil, "without API server: a pod whose sandbox was killed answers again, with a new one, after %.1fs%s", time.Since(begin).Seconds(), because(err))
 
-	data, err := json.Marshal(servePod(still, ""))
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(manifest), 0o755); err != nil {
-		return err
-	}
 	begin = time.Now()
-	if err := os.WriteFile(manifest, data, 0o644); err != nil {
+	if err := r.makeStatic(node); err != nil {
 		return err
 	}
-	err = r.answers(node, still+"-"+node, "")
-	r.verdict(err == nil, "without API server: a static pod is made and answers after %.1fs%s", time.Since(begin).Seconds(), because(err))
-
+	for _, name := range []string{still, walled} {
+		err := r.runs(node, name+"-"+node)
+		r.verdict(err == nil, "without API server: static pod %s is made after %.1fs%s", name, time.Since(begin).Seconds(), because(err))
+		if err == nil {
+			// Nobody knows yet which policies select it.
+			answer, reached := r.reached(node, name+"-"+node)
+			r.verdict(!reached, "without API server: static pod %s is cut off%s", name, answer)
+		}
+	}
 	return nil
+}
+
+func (r *rig) staticManifest(node, name string) string {
+	return r.o.path(node, "var/lib/kubelet/manifests", name+".json")
+}
+
+// makeStatic has a node's kubelet make the static pods, which takes no API server.
+func (r *rig) makeStatic(node string) error {
+	for name, namespace := range map[string]string{still: faultsNamespace, walled: guarded} {
+		data, err := json.Marshal(servePod(namespace, name, ""))
+		if err != nil {
+			return err
+		}
+		file := r.staticManifest(node, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(file, data, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *rig) removeStatic(node string) {
+	for _, name := range []string{still, walled} {
+		if err := os.Remove(r.staticManifest(node, name)); err != nil {
+			r.note("%v", err)
+		}
+	}
+}
+
+// addresses are those that a node holds for a pod's sandboxes.
+func (r *rig) addresses(node, name string) (out []string, err error) {
+	ids, err := r.containers(node, name, "sandbox")
+	if err != nil {
+		return nil, err
+	}
+	held, err := r.o.reservations(node)
+	for addr, owner := range held {
+		if slices.Contains(ids, owner) {
+			out = append(out, addr)
+		}
+	}
+	return out, err
+}
+
+// runs waits until a pod's container is there and its sandbox has addresses.
+func (r *rig) runs(node, name string) error {
+	return await(r.ctx, name+" to run", time.Minute, func() error {
+		made, err := r.containers(node, name, "container")
+		if err != nil {
+			return err
+		}
+		addrs, err := r.addresses(node, name)
+		if err == nil && (len(made) == 0 || len(addrs) == 0) {
+			err = fmt.Errorf("it has containers %v and addresses %v", made, addrs)
+		}
+		return err
+	})
+}
+
+// reached tells whether a pod of the first node answers the second.
+func (r *rig) reached(node, name string) (answer string, yes bool) {
+	return r.reachedFrom(nodeName(2), node, name)
+}
+
+// reachedFrom asks a pod again and again for some seconds from another node, and returns what it answers.
+func (r *rig) reachedFrom(asker, node, name string) (answer string, yes bool) {
+	for begin := time.Now(); time.Since(begin) < quiet; {
+		addrs, err := r.addresses(node, name)
+		if err != nil {
+			return ": " + err.Error(), true
+		}
+		for _, addr := range addrs {
+			if got, err := r.o.askName(asker, addr); err == nil {
+				return fmt.Sprintf(": %s answered %q", addr, got), true
+			}
+		}
+		if err := pause(r.ctx, 100*time.Millisecond); err != nil {
+			return ": " + err.Error(), true
+		}
+	}
+	return "", false
 }
 
 // agentsStart kills the agents while there is no API server: the kubelet has to have at hand all that their

@@ -1,13 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -51,22 +48,7 @@ func (o *options) askName(node, addr string) (name string, err error) {
 	if err != nil {
 		return "", err
 	}
-	err = within(o.nsName(node), func() error {
-		conn, err := net.DialTimeout("tcp", netip.AddrPortFrom(ip, webPort).String(), time.Second)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		if err := conn.SetDeadline(time.Now().Add(time.Second)); err != nil {
-			return err
-		}
-		if _, err := io.WriteString(conn, "who\n"); err != nil {
-			return err
-		}
-		name, err = bufio.NewReader(conn).ReadString('\n')
-		return err
-	})
-	return strings.TrimSpace(name), err
+	return o.askLoad(node, netip.AddrPortFrom(ip, webPort), "who")
 }
 
 // loseNode ends a node as a power cut does: its programs, and its network with all links and rules. What was

@@ -28,6 +28,8 @@ func faults() []fault {
 		{"flush", "rules, routes, neighbours and a device taken away by somebody else", faultFlush},
 		{"upgrade", "both images changed for others of another tag, and back", faultUpgrade},
 		{"apiserver", "API server, scheduler and controllers gone for --api-down", faultAPIServer},
+		{"backlog", "500 objects changed behind the agents' backs, policies among them; etcd compacted, watches lost", faultBacklog},
+		{"alone", "rules flushed, then a node lost, both without an API server", faultAlone},
 		{"stale-node", "a Node deleted while the other agents are down", faultStaleNode},
 		{"node-lost", "a node lost at once, and back with its disk", faultNodeLost},
 		{"node-empty", "a node lost at once, and back with an empty disk", faultNodeEmpty},
@@ -138,16 +140,20 @@ func (r *rig) leftBehind() error {
 	return err
 }
 
-// judgeTraffic judges everything that was sent since the last time: no connection may have failed and no
-// question may have stayed without an answer.
+// judgeTraffic judges everything that was sent since the last time: no connection may have failed, none that policies
+// forbid may have got through, and no question may have stayed without an answer.
 func (r *rig) judgeTraffic(during string) error {
 	all, err := r.traffic.take(r.ctx)
 	if err != nil {
 		return err
 	}
 	t, failures := sum(all)
-	bad := t.connections.Failed + t.questions.Failed
-	r.verdict(bad == 0 && t.connections.OK > 0 && t.questions.OK > 0, "%s: %s", during, t)
+	accepted, err := r.traffic.walls.accepted(r.ctx, r.o)
+	if err != nil {
+		return err
+	}
+	r.verdict(t.broken() == 0 && t.whole() && len(accepted) == 0, "%s: %s · accepted by servers of these %d", during, t, len(accepted))
+	failures = append(failures, accepted...)
 	for _, f := range failures {
 		r.note("%s", f)
 	}
@@ -170,7 +176,7 @@ func (r *rig) rest(when string) error {
 		if err != nil {
 			return err
 		}
-		if t, failures = sum(all); len(failures) > 0 || t.connections.OK == 0 || t.questions.OK == 0 {
+		if t, failures = sum(all); len(failures) > 0 || !t.whole() {
 			return fmt.Errorf("%s\n%s", t, strings.Join(failures, "\n"))
 		}
 		return nil

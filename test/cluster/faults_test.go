@@ -16,11 +16,12 @@ func TestSnapshot(t *testing.T) {
 	const before = `		elements = { 10.96.0.1 . tcp . 80 . 0x00000000 comment "a/web" : 10.244.0.4 . 8080,
 			     10.96.0.1 . tcp . 80 . 0x00000001 comment "a/web" : 10.244.1.4 . 8080 }
 10.244.0.0/24 via 10.244.0.0 dev braid.vx4 proto 66 onlink
+counter packets 7 bytes 60 goto refuse comment "no rule matches: a/web"
 fe80::/64 dev brd765500e06a1 proto kernel metric 256 pref medium
 3: braid.vx4    inet 10.244.1.0/32 scope global braid.vx4`
-	same := strings.NewReplacer("0x00000000", "0x00000001", "0x00000001", "0x00000000", "brd765500e06a1", "brd0", "3: ", "9: ").Replace(before)
+	same := strings.NewReplacer("0x00000000", "0x00000001", "0x00000001", "0x00000000", "brd765500e06a1", "brd0", "3: ", "9: ", "7 bytes 60", "9 bytes 80").Replace(before)
 	a := parseSnapshot(before)
-	if len(a) != 4 {
+	if len(a) != 5 {
 		t.Fatalf("%d lines: %q", len(a), a)
 	}
 	if err := a.equal(parseSnapshot(same)); err != nil {
@@ -73,10 +74,13 @@ func TestSumOfCounts(t *testing.T) {
 		"a: DNS 1, datagrams":     {OK: 6, Failed: 2, Errors: []string{"lost"}},
 		"a: DNS 1, one socket":    {OK: 1, Failed: 4, Errors: []string{"gone"}},
 		"outside: node port of a": {OK: 1},
+		"b: allowed server":       {OK: 3},
+		"b: never server":         {OK: 4, Failed: 1, Errors: []string{"answered"}},
 	})
-	want := tally{count{OK: 8, Failed: 1, Slow: 1, Worst: time.Second}, count{OK: 8, Failed: 4}, count{OK: 6, Failed: 2}}
-	if fmt.Sprint(total) != fmt.Sprint(want) || len(failures) != 3 {
-		t.Errorf("%v, failures %q; want %v and three", total, failures, want)
+	want := tally{connections: count{OK: 8, Failed: 1, Slow: 1, Worst: time.Second}, questions: count{OK: 8, Failed: 4}, datagrams: count{OK: 6, Failed: 2},
+		allowed: count{OK: 3}, forbidden: count{OK: 4, Failed: 1}}
+	if fmt.Sprint(total) != fmt.Sprint(want) || len(failures) != 4 || total.broken() != 6 || !total.whole() {
+		t.Errorf("%v, failures %q; want %v and four", total, failures, want)
 	}
 }
 

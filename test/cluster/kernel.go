@@ -32,6 +32,9 @@ var ofPod = regexp.MustCompile(`\bbrd[0-9a-f]{11}\b`)
 // slotNumber is that of a backend among those of its frontend, which means nothing.
 var slotNumber = regexp.MustCompile(` \. 0x[0-9a-f]{8} comment`)
 
+// counted is what a rule has counted.
+var counted = regexp.MustCompile(`counter packets \d+ bytes \d+`)
+
 var deviceNumber = regexp.MustCompile(`^[0-9]+: `)
 
 // kernel reads a node's kernel.
@@ -48,7 +51,7 @@ func parseSnapshot(text string) (out snapshot) {
 		line = deviceNumber.ReplaceAllString(strings.TrimSpace(line), "")
 		// The elements of a set have no order that means anything.
 		for part := range strings.SplitSeq(strings.TrimPrefix(line, "elements = "), ", ") {
-			part = slotNumber.ReplaceAllString(part, " comment")
+			part = counted.ReplaceAllString(slotNumber.ReplaceAllString(part, " comment"), "counter")
 			if part = strings.Trim(part, "{}, \t"); part != "" && !volatile.MatchString(part) {
 				out = append(out, part)
 			}
@@ -58,9 +61,9 @@ func parseSnapshot(text string) (out snapshot) {
 	return out
 }
 
-// withoutPods leaves out what comes and goes with single pods.
+// withoutPods leaves out what comes and goes with single pods, such as those of faultAPIServer.
 func (s snapshot) withoutPods() snapshot {
-	return slices.DeleteFunc(slices.Clone(s), ofPod.MatchString)
+	return slices.DeleteFunc(slices.Clone(s), func(l string) bool { return ofPod.MatchString(l) || strings.Contains(l, `"`+faultsNamespace+"/"+victim+`"`) })
 }
 
 // missing lists the lines of s that other lacks, each as often as it lacks it.
@@ -109,15 +112,19 @@ func (r *rig) kernels() (map[string]snapshot, error) {
 }
 
 // judgeKernels compares with what was there before.
+//
+// An agent that has just started may still be about to take over the rules that it found.
 func (r *rig) judgeKernels(before map[string]snapshot, during string) error {
-	now, err := r.kernels()
-	if err != nil {
-		return err
-	}
 	for i := range r.o.Nodes {
 		node := nodeName(i + 1)
 		was := before[node].withoutPods()
-		diff := was.equal(now[node].withoutPods())
+		diff := await(r.ctx, "the same again", 10*time.Second, func() error {
+			now, err := r.o.kernel(r, node)
+			if err != nil {
+				return final{err}
+			}
+			return was.equal(now.withoutPods())
+		})
 		r.verdict(diff == nil, "%s: the kernel of %s holds the same %d lines%s", during, node, len(was), because(diff))
 	}
 	return nil

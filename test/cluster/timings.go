@@ -74,7 +74,7 @@ func (r *rig) createPods(n int) ([]time.Duration, error) {
 	for i := range n {
 		name := fmt.Sprintf("p%d", i)
 		begun[name] = time.Now()
-		if err := r.api.do(ctx, http.MethodPost, pods, servePod(name, nodeName(1)), nil); err != nil {
+		if err := r.api.do(ctx, http.MethodPost, pods, servePod(faultsNamespace, name, nodeName(1)), nil); err != nil {
 			return nil, err
 		}
 	}

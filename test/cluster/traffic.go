@@ -57,30 +57,31 @@ spec:
 
 const clientManifest = `apiVersion: apps/v1
 kind: DaemonSet
-metadata: {name: load, namespace: ` + faultsNamespace + `}
+metadata: {name: NAME, namespace: NAMESPACE}
 spec:
-  selector: {matchLabels: {app: load}}
+  selector: {matchLabels: {app: NAME}}
   template:
-    metadata: {labels: {app: load}}
+    metadata: {labels: {app: NAME}}
     spec:
       terminationGracePeriodSeconds: 0
       containers:
       - name: load
         image: ` + loadImage + `
         imagePullPolicy: Never
-        args: %s
+        args: ARGS
         readinessProbe: {tcpSocket: {port: 8090}, periodSeconds: 1}
 `
 
-// traffic is load that runs: clients in a pod on every node and one outside of the cluster.
+// traffic is load that runs: clients in a pod on every node and one outside of the cluster, and those of walls.
 type traffic struct {
 	clients map[string]string // where to ask for counts, by who
 	http    *http.Client
+	walls   *walls
 }
 
 // count is load's Count.
 type count struct {
-	OK, Failed, Slow int
+	OK, Failed, Slow, Starved int
 	Worst            time.Duration
 	Errors           []string
 }
@@ -90,7 +91,7 @@ func startTraffic(ctx context.Context, o *options, a *api) (*traffic, error) {
 	if err := loadProgram(ctx, o); err != nil {
 		return nil, err
 	}
-	if err := o.apply(ctx, loadManifest); err != nil {
+	if err := o.apply(ctx, loadManifest+o.wallsManifest()); err != nil {
 		return nil, err
 	}
 	web, err := a.awaitPods(ctx, faultsNamespace, "app=web", o.Nodes)
@@ -103,26 +104,50 @@ func startTraffic(ctx context.Context, o *options, a *api) (*traffic, error) {
 		return nil, err
 	}
 	inside, outside := trafficArgs(o, web, svc, dns)
-	args, err := json.Marshal(inside)
+	w, err := newWalls(ctx, o, a, web)
 	if err != nil {
 		return nil, err
 	}
-	if err := o.apply(ctx, fmt.Sprintf(clientManifest, args)); err != nil {
+	manifest, err := clientManifests(map[string][]string{faultsNamespace + "/load": inside, friends + "/friend": w.friend, strangers + "/stranger": w.stranger})
+	if err != nil {
 		return nil, err
 	}
+	if err := o.apply(ctx, manifest); err != nil {
+		return nil, err
+	}
+	outside = append(outside, w.outside...)
 	argv := append([]string{o.path("bin", "load")}, outside...)
 	if err := start(ctx, o, control, job{Name: "load", Argv: argv}); err != nil {
 		return nil, err
 	}
-	pods, err := a.awaitPods(ctx, faultsNamespace, "app=load", o.Nodes)
-	if err != nil {
-		return nil, err
-	}
-	t := &traffic{http: &http.Client{Transport: o.transport()}, clients: map[string]string{"outside": statsURL("127.0.0.1")}}
-	for _, p := range pods {
-		t.clients["pod on "+p.Spec.NodeName] = statsURL(p.Status.PodIPs[0].IP)
+	t := &traffic{http: &http.Client{Transport: o.transport()}, clients: map[string]string{"outside": statsURL("127.0.0.1")}, walls: w}
+	for namespace, name := range map[string]string{faultsNamespace: "load", friends: "friend", strangers: "stranger"} {
+		pods, err := a.awaitPods(ctx, namespace, "app="+name, o.Nodes)
+		if err != nil {
+			return nil, fmt.Errorf("%w\n%s", err, o.explain(ctx))
+		}
+		for _, p := range pods {
+			t.clients[name+" on "+p.Spec.NodeName] = statsURL(p.Status.PodIPs[0].IP)
+			if name != "load" {
+				w.forbid(name, p)
+			}
+		}
 	}
 	return t, nil
+}
+
+// clientManifests are DaemonSets of load, by namespace/name, with their arguments.
+func clientManifests(clients map[string][]string) (string, error) {
+	var out []string
+	for _, key := range slices.Sorted(maps.Keys(clients)) {
+		args, err := json.Marshal(clients[key])
+		if err != nil {
+			return "", err
+		}
+		namespace, name, _ := strings.Cut(key, "/")
+		out = append(out, strings.NewReplacer("NAMESPACE", namespace, "NAME", name, "ARGS", string(args)).Replace(clientManifest))
+	}
+	return strings.Join(out, "---\n"), nil
 }
 
 func statsURL(ip string) string {
@@ -184,7 +209,7 @@ func stopTraffic(ctx context.Context, o *options) error {
 	if err == nil && jobs["load"].PID != 0 {
 		_, err = ask(ctx, o, control, request{Stop: "load", Signal: 9})
 	}
-	_, gone := o.kubectl(ctx, "delete", "namespace", faultsNamespace, "--ignore-not-found")
+	_, gone := o.kubectl(ctx, "delete", "namespace", faultsNamespace, guarded, friends, strangers, "--ignore-not-found")
 	return errors.Join(err, gone)
 }
 
@@ -224,19 +249,40 @@ func (t *traffic) take(ctx context.Context) (map[string]count, error) {
 	return all, errors.Join(errs...)
 }
 
-// tally sums up counts by kind of probe, and lists what failed.
-type tally struct{ connections, questions, datagrams count }
+// tally sums up counts by kind of probe.
+type tally struct {
+	connections, questions, datagrams count
+	allowed                           count // connections that policies allow
+	forbidden                         count // tries of such as they do not: OK is refused, Failed got through
+	starved                           int   // of all: the machine was too busy to judge them
+}
 
+// broken is how much of what has to succeed failed, or the other way round.
+func (t tally) broken() int {
+	return t.connections.Failed + t.questions.Failed + t.allowed.Failed + t.forbidden.Failed
+}
+
+// whole reports whether there was something of every kind.
+func (t tally) whole() bool {
+	return t.connections.OK > 0 && t.questions.OK > 0 && t.allowed.OK > 0 && t.forbidden.OK > 0
+}
+
+// sum adds up, and lists what failed.
 func sum(all map[string]count) (t tally, failures []string) {
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		c, into := all[name], &t.connections
 		switch {
+		case strings.Contains(name, ": "+neverWord):
+			into = &t.forbidden
+		case strings.Contains(name, ": "+allowedWord):
+			into = &t.allowed
 		case strings.HasSuffix(name, "datagrams"):
 			into = &t.datagrams
 		case strings.Contains(name, ": DNS"):
 			into = &t.questions
 		}
 		into.OK, into.Failed, into.Slow = into.OK+c.OK, into.Failed+c.Failed, into.Slow+c.Slow
+		t.starved += c.Starved
 		into.Worst = max(into.Worst, c.Worst)
 		if c.Failed > 0 {
 			failures = append(failures, fmt.Sprintf("%s: %d of %d failed: %s", name, c.Failed, c.Failed+c.OK, strings.Join(c.Errors, "; ")))
@@ -246,7 +292,12 @@ func sum(all map[string]count) (t tally, failures []string) {
 }
 
 func (t tally) String() string {
-	return fmt.Sprintf("connections %d, failed %d, slow %d, worst %s · DNS questions %d, unanswered %d · single datagrams %d, lost %d",
+	text := fmt.Sprintf("connections %d, failed %d, slow %d, worst %s · by policy allowed %d, failed %d; forbidden %d, let through %d · DNS questions %d, unanswered %d · single datagrams %d, lost %d",
 		t.connections.OK+t.connections.Failed, t.connections.Failed, t.connections.Slow, t.connections.Worst.Round(time.Millisecond),
+		t.allowed.OK+t.allowed.Failed, t.allowed.Failed, t.forbidden.OK+t.forbidden.Failed, t.forbidden.Failed,
 		t.questions.OK+t.questions.Failed, t.questions.Failed, t.datagrams.OK+t.datagrams.Failed, t.datagrams.Failed)
+	if t.starved > 0 {
+		text += fmt.Sprintf(" · not judged, since the machine was too busy %d", t.starved)
+	}
+	return text
 }

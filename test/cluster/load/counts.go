@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 )
@@ -10,6 +12,8 @@ import (
 type Count struct {
 	OK, Failed int
 	Slow       int           // successful, but only after slowFrom
+	// Starved ran out of time so late that this program cannot have run meanwhile: they say nothing of the network.
+	Starved int
 	Worst      time.Duration // of the successful ones
 	// FirstFailed and LastFailed are when the first and the last of those were begun that failed.
 	FirstFailed, LastFailed time.Time
@@ -18,8 +22,10 @@ type Count struct {
 
 const (
 	// slowFrom is where a connection needed its SYN sent again.
-	slowFrom  = 900 * time.Millisecond
-	maxErrors = 5
+	slowFrom = 900 * time.Millisecond
+	// starvedFrom is twice the time that the slowest probe has.
+	starvedFrom = 2 * attempts * patience
+	maxErrors   = 5
 )
 
 // epoch is what was begun between two calls of take.
@@ -60,6 +66,9 @@ func (e *epoch) add(name string, start time.Time, err error) {
 	}
 	took := time.Since(start)
 	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded) && took > starvedFrom:
+		n.Starved++
+		return
 	case err != nil:
 		n.Failed++
 		if n.Failed == 1 || start.Before(n.FirstFailed) {

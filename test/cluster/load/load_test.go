@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,6 +26,23 @@ func TestCountsWaitForProbesUnderWay(t *testing.T) {
 		}
 		if again := c.take(); len(again) != 0 {
 			t.Errorf("counted twice: %+v", again)
+		}
+	})
+}
+
+// TestStarvedProbesAreNotJudged: when the clock went on for long after a probe's time was up, nobody knows what the
+// network did. What got through that must not is counted however late.
+func TestStarvedProbesAreNotJudged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCounts()
+		late, timedOut, answered := c.begin("a"), c.begin("a"), c.begin("a")
+		time.Sleep(patience)
+		timedOut(os.ErrDeadlineExceeded)
+		time.Sleep(starvedFrom)
+		late(os.ErrDeadlineExceeded)
+		answered(errAnswered)
+		if got := c.take()["a"]; got.Starved != 1 || got.Failed != 2 {
+			t.Errorf("counted %+v, want one that was starved and two failures", got)
 		}
 	})
 }

@@ -1,8 +1,8 @@
 // Command load is the traffic under which faults are judged. As a server it answers every line with its own
-// name. As a client it opens connections, keeps others open and asks DNS questions, all the time, and counts
-// what fails.
+// name, and the line "accepted" with who connected. As a client it opens connections, keeps others open and asks DNS
+// questions, all the time, and counts what fails.
 //
-//	load serve :8080
+//	load serve :8080 …
 //	load run --tcp NAME=ADDR:PORT … --hold NAME=ADDR:PORT … --dns ADDR:53 --ask NAME=ADDR
 //	load run --udp NAME=ADDR:PORT … --steady NAME=ADDR:PORT …
 //	load run --never NAME=ADDR:PORT … --neverudp NAME=ADDR:PORT …
@@ -28,41 +28,12 @@ import (
 func main() {
 	err := errors.New("say serve ADDR:PORT, or run --help")
 	if len(os.Args) > 2 && os.Args[1] == "serve" {
-		err = serve(os.Args[2])
+		err = serve(os.Args[2:])
 	} else if len(os.Args) > 1 && os.Args[1] == "run" {
 		err = run(os.Args[2:])
 	}
 	fmt.Fprintln(os.Stderr, "load:", err)
 	os.Exit(1)
-}
-
-// serve answers every line with this host's name, which in a pod is the pod's.
-func serve(addr string) error {
-	name, err := os.Hostname()
-	if err != nil {
-		return err
-	}
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return err
-	}
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			return err
-		}
-		go func() {
-			defer conn.Close()
-			for lines := bufio.NewReader(conn); ; {
-				if _, err := lines.ReadSlice('\n'); err != nil {
-					return // the client has gone
-				}
-				if _, err := io.WriteString(conn, name+"\n"); err != nil {
-					return
-				}
-			}
-		}()
-	}
 }
 
 // targets is a flag NAME=ADDR:PORT that may be repeated.
