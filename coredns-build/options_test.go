@@ -114,11 +114,11 @@ metadata: {name: spread-1, namespace: prod, labels: {kubernetes.io/service-name:
 addressType: IPv4
 ports: [{name: x, port: 1, protocol: TCP}]
 endpoints:
-- {addresses: [127.0.3.5], nodeName: c, zone: west}
-- {addresses: [127.0.2.5], nodeName: b, zone: east}
-- {addresses: [127.0.1.5], nodeName: a, zone: east}
-- {addresses: [127.0.2.6], nodeName: b, zone: east}
-- {addresses: [127.0.1.6], nodeName: a, zone: east}
+- {addresses: [10.9.3.5], nodeName: c, zone: west}
+- {addresses: [10.9.2.5], nodeName: b, zone: east}
+- {addresses: [10.9.1.5], nodeName: a, zone: east}
+- {addresses: [10.9.2.6], nodeName: b, zone: east}
+- {addresses: [10.9.1.6], nodeName: a, zone: east}
 `
 
 // A client gets the addresses of its own node first, then those of its zone, each in random order; a
@@ -153,7 +153,7 @@ func TestNearest(t *testing.T) {
 		}
 	}
 	for range 5 {
-		if got := order("127.0.3.77", addr); len(got) != 5 || got[0] != "127.0.3.5" {
+		if got := order("127.0.3.77", addr); len(got) != 5 || got[0] != "10.9.3.5" {
 			t.Errorf("a client on node c gets %v", got)
 		}
 		if got, want := order("127.0.9.9", addr), order("127.0.1.77", plain); len(want) != 5 || !slices.Equal(got, want) {
