@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -141,13 +140,7 @@ func allowBlock(meta map[string]any, block string, port int) map[string]any {
 // order is that in which strangers are never admitted. In the end the marker opens.
 func (r *rig) swapTeams(swapped bool) error {
 	policy := "/apis/networking.k8s.io/v1/namespaces/" + guarded + "/networkpolicies/"
-	team := func(namespace, name string) error {
-		labels := map[string]any{"team": any(name)}
-		if name == "" {
-			labels["team"] = nil
-		}
-		return r.api.do(r.ctx, http.MethodPatch, "/api/v1/namespaces/"+namespace, map[string]any{"metadata": map[string]any{"labels": labels}}, nil)
-	}
+	team := func(namespace, name string) error { return r.api.setTeam(r.ctx, namespace, name) }
 	if !swapped {
 		if err := errors.Join(team(strangers, ""), team(friends, "friends")); err != nil {
 			return err

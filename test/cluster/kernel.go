@@ -63,7 +63,9 @@ func parseSnapshot(text string) (out snapshot) {
 
 // withoutPods leaves out what comes and goes with single pods, such as those of faultAPIServer.
 func (s snapshot) withoutPods() snapshot {
-	return slices.DeleteFunc(slices.Clone(s), func(l string) bool { return ofPod.MatchString(l) || strings.Contains(l, `"`+faultsNamespace+"/"+victim+`"`) })
+	return slices.DeleteFunc(slices.Clone(s), func(l string) bool {
+		return ofPod.MatchString(l) || strings.Contains(l, `"`+faultsNamespace+"/"+victim+`"`)
+	})
 }
 
 // missing lists the lines of s that other lacks, each as often as it lacks it.

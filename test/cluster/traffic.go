@@ -82,8 +82,8 @@ type traffic struct {
 // count is load's Count.
 type count struct {
 	OK, Failed, Slow, Starved int
-	Worst            time.Duration
-	Errors           []string
+	Worst                     time.Duration
+	Errors                    []string
 }
 
 // startTraffic starts servers and clients and waits until all of them run.

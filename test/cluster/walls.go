@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -121,6 +122,9 @@ type walls struct {
 
 // newWalls waits for the guarded servers. web are pods that anybody may reach but friends.
 func newWalls(ctx context.Context, o *options, a *api, web []pod) (*walls, error) {
+	if err := a.setTeam(ctx, friends, "friends"); err != nil {
+		return nil, err
+	}
 	servers, err := a.awaitPods(ctx, guarded, "app=guarded", o.Nodes)
 	if err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, o.explain(ctx))
@@ -160,6 +164,15 @@ func newWalls(ctx context.Context, o *options, a *api, web []pod) (*walls, error
 		never(&w.stranger, "service "+addr.String(), netip.AddrPortFrom(addr, 80))
 	}
 	return w, nil
+}
+
+// setTeam labels a namespace, or takes the label away.
+func (a *api) setTeam(ctx context.Context, namespace, team string) error {
+	labels := map[string]any{"team": team}
+	if team == "" {
+		labels["team"] = nil
+	}
+	return a.do(ctx, http.MethodPatch, "/api/v1/namespaces/"+namespace, map[string]any{"metadata": map[string]any{"labels": labels}}, nil)
 }
 
 // each calls fn for all addresses of pods.

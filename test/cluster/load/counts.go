@@ -11,10 +11,10 @@ import (
 // Count is what became of the probes of one name.
 type Count struct {
 	OK, Failed int
-	Slow       int           // successful, but only after slowFrom
+	Slow       int // successful, but only after slowFrom
 	// Starved ran out of time so late that this program cannot have run meanwhile: they say nothing of the network.
 	Starved int
-	Worst      time.Duration // of the successful ones
+	Worst   time.Duration // of the successful ones
 	// FirstFailed and LastFailed are when the first and the last of those were begun that failed.
 	FirstFailed, LastFailed time.Time
 	Errors                  []string // the first few, with their times
