@@ -307,11 +307,15 @@ func (r *rig) followsAgain() error {
 	body := map[string]any{"apiVersion": "v1", "kind": "Service", "metadata": map[string]any{"name": name},
 		"spec": map[string]any{"selector": map[string]string{"app": "web"}, "ports": []any{map[string]any{"port": webPort}}}}
 	var svc checkService
-	if err := r.api.do(r.ctx, "POST", "/api/v1/namespaces/"+faultsNamespace+"/services", body, &svc); err != nil {
+	// The API server says "range is full" until it has read its own ranges.
+	err := await(r.ctx, "the API server to give a new Service an address", followWithin, func() error {
+		return r.api.do(r.ctx, "POST", "/api/v1/namespaces/"+faultsNamespace+"/services", body, &svc)
+	})
+	if err != nil {
 		return err
 	}
 	defer r.tidy("service", name)
-	err := await(r.ctx, "a new Service to work everywhere", followWithin, func() error {
+	err = await(r.ctx, "a new Service to work everywhere", followWithin, func() error {
 		for i := range r.o.Nodes {
 			node, ip := nodeName(i+1), svc.Spec.ClusterIPs[0]
 			if _, err := r.o.askName(node, ip.String()); err != nil {
