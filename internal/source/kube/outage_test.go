@@ -57,6 +57,7 @@ func TestOutageEndsAsOneChange(t *testing.T) {
 							kinds[c.Kind]++
 						}
 						batches = append(batches, kinds)
+						w.stir() // whoever was told of the change before this may have looked already
 					})
 					s.setDown(false)
 					w.await("what was changed", func() bool { mu.Lock(); defer mu.Unlock(); return len(batches) > 0 })
