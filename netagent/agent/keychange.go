@@ -25,8 +25,7 @@ type keyChange struct {
 	counts       map[desired.WGKey]count
 	met          map[desired.WGKey]time.Time // since when there is a session with the key of a detour
 	left         map[string]time.Time        // since when a node is sent to by the detour
-	key          desired.WGKey               // private, that the first device has
-	keyed        time.Time                   // since when
+	keyed        time.Time                   // when the first device was given its key; zero: before this agent
 	late         []string                    // whom a phase waits for
 	phases       string                      // of the other nodes
 	phased       time.Time                   // since when
@@ -77,13 +76,6 @@ func (c *keyChange) up(now time.Time) map[desired.WGKey]bool {
 		out[key] = now.Sub(at) >= fresh
 	}
 	return out
-}
-
-// uses takes note of the private key that the first device has.
-func (c *keyChange) uses(key desired.WGKey) {
-	if c.key != key {
-		c.key, c.keyed = key, time.Now()
-	}
 }
 
 // moved takes note of who is sent to by the detour, which is ready or not.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/braidnet/braid/internal/desired"
-	"github.com/braidnet/braid/internal/kernel/netns/nstest"
 	"github.com/braidnet/braid/internal/model"
 	"github.com/braidnet/braid/netagent/overlay/peer"
 	"github.com/braidnet/braid/netagent/overlay/wireguard"
@@ -223,7 +222,7 @@ func TestWireGuardDetourIsRepaired(t *testing.T) {
 		}
 		return nil
 	}
-	nstest.Wait(t, "the detour", steered)
+	longWait(t, "the detour", steered)
 	n.mesh(t, 1440)
 	if changes := all(); len(changes) != 0 {
 		t.Errorf("another Sync changed %q", changes)
@@ -236,7 +235,7 @@ func TestWireGuardDetourIsRepaired(t *testing.T) {
 		{"ip", "link", "set", wireguard.Detour, "down"},
 	} {
 		n.nodes[0].ns.Exec(t, harm[0], harm[1:]...)
-		nstest.Wait(t, strings.Join(harm, " ")+" to be repaired", steered)
+		longWait(t, strings.Join(harm, " ")+" to be repaired", steered)
 		n.mesh(t, 1440)
 	}
 }

@@ -185,7 +185,7 @@ func (o *podNetwork) encrypt(w *writer, net *desired.Network, in overlay.Input) 
 		if failed(err) {
 			w.failed[wireguard.Device] = true
 		}
-		p.change.uses(key)
+		p.change.keyed = p.main.dev.Keyed()
 	}
 	p.steer(w, net, ways, ready)
 }

@@ -36,7 +36,12 @@ type Device struct {
 	name string
 	ctl  control
 	user *userDevice // nil when the kernel serves it
+
+	keyed time.Time
 }
+
+// Keyed is when this process gave the device its private key: zero when it found it there.
+func (d *Device) Keyed() time.Time { return d.keyed }
 
 // control reads and writes a device's settings.
 type control interface {
@@ -133,6 +138,9 @@ func (d *Device) Apply(want desired.WireGuard, private desired.WGKey) ([]string,
 	}
 	if err := d.ctl.ConfigureDevice(d.name, cfg); err != nil {
 		return nil, fmt.Errorf("configure WireGuard device %s (%s): %w", d.name, changes[0], err)
+	}
+	if cfg.PrivateKey != nil {
+		d.keyed = time.Now()
 	}
 	return changes, nil
 }
