@@ -215,9 +215,19 @@ func hasEgress(saved map[string]map[string][]string) bool {
 	return false
 }
 
-// removeEgressChains takes away our chains from the tables of both variants of iptables. Tables that this process may
-// not read are none of ours: the agent writes there with more rights.
+// removeEgressChains takes away our chains.
 func removeEgressChains() (removed []string, err error) {
+	return removeChains("masquerading", "chains "+egress.ChainPrefix+"…", func(saved xt.Saved) string {
+		if !hasEgress(saved) {
+			return ""
+		}
+		return xt.Remove(saved, func(_, chain string) bool { return strings.HasPrefix(chain, egress.ChainPrefix) })
+	})
+}
+
+// removeChains restores what input makes of the tables of both variants of iptables, if anything, and says of which it took
+// the chains away. Tables that this process may not read are none of ours: the agent writes there with more rights.
+func removeChains(what, chains string, input func(saved xt.Saved) string) (removed []string, err error) {
 	var errs []error
 	for _, v := range ipt.Variants {
 		for _, ipv6 := range []bool{false, true} {
@@ -229,14 +239,15 @@ func removeEgressChains() (removed []string, err error) {
 			if errors.Is(err, os.ErrPermission) {
 				continue
 			}
-			if err == nil && hasEgress(saved) {
-				ours := func(_, chain string) bool { return strings.HasPrefix(chain, egress.ChainPrefix) }
-				if err = tool.Restore(xt.Remove(saved, ours)); err == nil {
-					removed = append(removed, fmt.Sprintf("iptables chains %s… of %s (%s)", egress.ChainPrefix, tools.Family(ipv6), v))
+			if err == nil {
+				if text := input(saved); text != "" {
+					if err = tool.Restore(text); err == nil {
+						removed = append(removed, fmt.Sprintf("iptables %s of %s (%s)", chains, tools.Family(ipv6), v))
+					}
 				}
 			}
 			if err != nil {
-				errs = append(errs, fmt.Errorf("masquerading of %s: %w", tools.Family(ipv6), err))
+				errs = append(errs, fmt.Errorf("%s of %s: %w", what, tools.Family(ipv6), err))
 			}
 		}
 	}

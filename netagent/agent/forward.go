@@ -339,28 +339,5 @@ func (f *forwarding) findWalls(now time.Time) error {
 
 // removeForwarding takes our chain away, wherever it is.
 func removeForwarding() (removed []string, err error) {
-	var errs []error
-	for _, v := range ipt.Variants {
-		for _, ipv6 := range []bool{false, true} {
-			tool, err := ipt.Find(ipv6, v)
-			if err != nil || !ipt.Enabled(ipv6) {
-				continue // without the tool or the family nothing of it can be here
-			}
-			saved, err := tool.Tables()
-			if errors.Is(err, os.ErrPermission) {
-				continue
-			}
-			if err == nil {
-				if input := egress.ForwardInput(nil, saved); input != "" {
-					if err = tool.Restore(input); err == nil {
-						removed = append(removed, fmt.Sprintf("iptables chain %s of %s (%s)", egress.ForwardChain, tools.Family(ipv6), v))
-					}
-				}
-			}
-			if err != nil {
-				errs = append(errs, fmt.Errorf("forwarding of %s: %w", tools.Family(ipv6), err))
-			}
-		}
-	}
-	return removed, errors.Join(errs...)
+	return removeChains("forwarding", "chain "+egress.ForwardChain, func(saved xt.Saved) string { return egress.ForwardInput(nil, saved) })
 }

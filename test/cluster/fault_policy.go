@@ -253,12 +253,7 @@ func (r *rig) flushedAlone(node string) error {
 
 // judgeForbidden is judgeTraffic where what is allowed cannot go on.
 func (r *rig) judgeForbidden(during string) error {
-	all, err := r.traffic.take(r.ctx)
-	if err != nil {
-		return err
-	}
-	t, failures := sum(all)
-	accepted, err := r.traffic.walls.accepted(r.ctx, r.o)
+	t, failures, accepted, err := r.heard()
 	if err != nil {
 		return err
 	}

@@ -140,15 +140,21 @@ func (r *rig) leftBehind() error {
 	return err
 }
 
+// heard is what became of everything that was sent since the last time, and what servers accepted that they should not have.
+func (r *rig) heard() (t tally, failures, accepted []string, err error) {
+	all, err := r.traffic.take(r.ctx)
+	if err != nil {
+		return t, nil, nil, err
+	}
+	t, failures = sum(all)
+	accepted, err = r.traffic.walls.accepted(r.ctx, r.o)
+	return t, failures, accepted, err
+}
+
 // judgeTraffic judges everything that was sent since the last time: no connection may have failed, none that policies
 // forbid may have got through, and no question may have stayed without an answer.
 func (r *rig) judgeTraffic(during string) error {
-	all, err := r.traffic.take(r.ctx)
-	if err != nil {
-		return err
-	}
-	t, failures := sum(all)
-	accepted, err := r.traffic.walls.accepted(r.ctx, r.o)
+	t, failures, accepted, err := r.heard()
 	if err != nil {
 		return err
 	}
