@@ -295,6 +295,7 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, res string) {
 	}
 	enc := restwatch.NewEncoder(stream, encoder)
 	send := func(ev watch.Event) bool {
+		ev.Object = ev.Object.DeepCopyObject() // the encoder writes its kind into it, and other watches may be sent it too
 		if partial {
 			ev.Object = partialOf(ev.Object)
 		}
